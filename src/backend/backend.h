@@ -1,0 +1,89 @@
+// What the runtime asks of a kind of device. A backend is a folder beside this file, and hides behind these classes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/shape.h"
+#include "base/tensor_view.h"
+#include "graph/graph.h"
+
+namespace comfytp::backend {
+
+/// One device as the user names it: "cpu:0", "cuda:1@10GiB".
+struct DeviceSpec {
+  std::string kind;              ///< "cpu", "cuda"
+  int index = 0;
+  std::int64_t limit_bytes = 0;  ///< 0: none
+  std::string name() const { return kind + ":" + std::to_string(index); }
+};
+
+/// How a weight lies in a device's memory where that is not row-major.
+struct WeightFormat {
+  std::string id;                                                ///< equal ids mean equal bytes
+  std::function<void(const void* plain, void* packed)> pack;     ///< from row-major, same dtype, same number of bytes
+  std::shared_ptr<const void> detail;                            ///< the backend's own description
+};
+
+/// The storage of one part of a weight on one device, in the dtype it is kept in; kernels decode it at use.
+struct WeightBuffer {
+  std::string key;
+  Shape shape;                          ///< of this part, as the graph sees it
+  DType stored = DType::f32;
+  std::optional<WeightFormat> format;   ///< set by the first kernel that gains from one; never changed afterwards
+  bool packable = true;                 ///< false: is and stays row-major (a slot that gathered weights pass through)
+  void* data = nullptr;                 ///< null while nothing is loaded
+  std::int64_t bytes() const { return numel(shape) * size_of(stored); }
+};
+
+/// An operand as the kernel will find it: dense in `order`.
+struct Operand {
+  graph::Type type;
+  graph::Order order;
+  WeightBuffer* weight = nullptr;  ///< set where the operand is a weight: its memory holds weight->stored elements
+};
+
+/// One op, ready to run again and again; everything that can be decided before is.
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  /// Scratch memory that `run` needs, 64-byte aligned.
+  virtual std::int64_t workspace_bytes() const { return 0; }
+  virtual void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) = 0;
+};
+
+/// One device. All calls but the constructor's come from the one worker thread that the runtime gives it.
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const DeviceSpec& spec() const = 0;
+  /// Called first on the worker thread: affinity, thread counts, contexts.
+  virtual void attach() = 0;
+  /// Throws Error naming the op when this backend has no kernel for it or not for this dtype.
+  virtual std::unique_ptr<Kernel> compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) = 0;
+  /// The kernel reads input i as it is stored; otherwise the lowering casts it to the graph's dtype first.
+  virtual bool decodes(const graph::Node& node, std::size_t i) const = 0;
+  /// Throws Error saying what the device lacks when it cannot compute in `dtype`.
+  virtual void expect_compute(DType dtype) const = 0;
+  /// 64-byte aligned memory. Throws Error with the bytes wanted and the device's name.
+  virtual void* allocate(std::int64_t bytes) = 0;
+  virtual void release(void* memory, std::int64_t bytes) = 0;
+  /// Between the host's memory and a dense value in `order`, with conversion of the dtype.
+  virtual void read_from_host(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) = 0;
+  virtual void write_to_host(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) = 0;
+};
+
+/// Opens devices: `position` of `count` virtual CPU devices get their share of the cores. Throws Error naming the device
+/// and the ones that exist.
+std::unique_ptr<Device> open_device(const DeviceSpec& spec, int position, int count);
+
+/// "cpu:0,cpu:1@2GiB" as a list. Throws Error on empty, malformed, negative or repeated names.
+std::vector<DeviceSpec> parse_devices(const std::string& list);
+
+}  // namespace comfytp::backend

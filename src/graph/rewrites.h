@@ -1,0 +1,21 @@
+// Rewrites of a graph: same inputs, same outputs, same values within rounding. Each verifies what it made.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace comfytp::graph {
+
+/// Before partitioning: what makes a graph easy to cut, and what makes a built and an imported graph alike.
+/// A linear or convolution whose output is only sliced along its output channels (a merged projection) becomes one per
+/// slice, with its part of the weight; an epilogue's bias becomes an add; equal nodes become one; what nothing needs goes.
+Graph normalise(const Graph& graph);
+
+/// After partitioning, on one device's graph: bias, activation, products and sums that stand alone behind a linear or a
+/// convolution become its epilogue; silu behind a group_norm becomes its activation.
+Graph fuse(const Graph& graph);
+
+/// For every node: does it depend on inputs that vary with the call? The others (those that hang on prompt inputs,
+/// weights and constants alone) are the prologue and run once per prompt.
+std::vector<bool> varies_per_call(const Graph& graph);
+
+}  // namespace comfytp::graph

@@ -1,0 +1,69 @@
+// The UNets of the Stable Diffusion families (Rombach et al. 2022, Podell et al. 2023): SD1.x, SD2.x, SDXL base and
+// refiner, their inpainting and instruct variants, and narrower or deeper ones of the same construction.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "graph/graph.h"
+#include "weights/source.h"
+
+namespace comfytp::models {
+
+/// One transformer ("spatial transformer") of the UNet: how many blocks, and whether its projections are linears.
+struct UNetTransformer {
+  std::string prefix;            ///< "input_blocks.1.1"
+  std::int64_t channels = 0;     ///< inner width
+  std::int64_t depth = 0;        ///< transformer blocks
+  std::int64_t heads = 0;
+  std::int64_t context_dim = 0;  ///< width of the text tokens
+};
+
+/// What the tensors of a UNet say. All sizes are read from shapes; heads follow the family's rule where shapes cannot say.
+struct UNet {
+  std::string family;            ///< "sd1", "sd2", "sdxl", "sdxl-refiner", or "unet" for another of this construction
+  std::int64_t in_channels = 0;  ///< 4; 9 inpainting; 8 instruct
+  std::int64_t out_channels = 0;
+  std::int64_t model_channels = 0;
+  std::int64_t time_embed_dim = 0;
+  std::int64_t context_dim = 0;
+  std::optional<std::int64_t> label_dim;  ///< width of y (SDXL's pooled text and sizes), if there is one
+  std::int64_t levels = 0;                ///< resolutions; an image is halved levels-1 times
+  std::int64_t norm_groups = 32;
+  std::vector<UNetTransformer> transformers;
+  std::map<std::string, weights::TensorInfo, std::less<>> tensors;  ///< the denoiser's tensors, in LDM names
+};
+
+struct HeadOptions {
+  std::optional<std::int64_t> heads;     ///< heads of every attention
+  std::optional<std::int64_t> head_dim;  ///< or the width of a head
+};
+
+/// Reads a UNet off tensors that carry LDM's bare names ("input_blocks.0.0.weight", …). Throws Error that names the source and
+/// what is missing (the first few keys and the count) or of the wrong shape or dtype.
+UNet detect_unet(const weights::Source& source, const HeadOptions& heads = {});
+
+/// One call of the denoiser.
+struct UNetCall {
+  std::int64_t batch = 1;
+  std::int64_t height = 64, width = 64;  ///< of the latent
+  std::int64_t tokens = 77;
+  bool control = false;  ///< ControlNet residuals are inputs
+};
+
+/// Inputs: x [N,C,H,W], timesteps f32 [N], context [N,L,D] (prompt), y [N,A] (prompt) where the UNet has one; with control
+/// the residuals "control.0" … in the order of the skips (input blocks) and "control.middle", each added where ControlNet adds it.
+/// Output: output [N,C,H,W]. Weights have LDM's bare names. Throws Error when the sizes do not fit.
+graph::Graph build_unet(const UNet& unet, const UNetCall& call, DType compute);
+
+/// Shapes of the control residuals that build_unet expects: name -> shape.
+std::vector<std::pair<std::string, Shape>> control_inputs(const UNet& unet, const UNetCall& call);
+
+/// The tensors of a published family at its full size ("sd1", "sd2", "sdxl", "sdxl-refiner"), or of a reduced one with
+/// `width` channels at the first level (a multiple of 32): what a seeded checkpoint for demos and tests is made of.
+std::map<std::string, weights::TensorInfo, std::less<>> unet_tensors(const std::string& family, DType dtype, std::optional<std::int64_t> width = {});
+
+}  // namespace comfytp::models

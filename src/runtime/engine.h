@@ -1,0 +1,82 @@
+// The engine: weights on devices, and programs that run over them.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "graph/graph.h"
+#include "planner/plan.h"
+#include "sharding/partition.h"
+#include "weights/source.h"
+
+namespace comfytp::runtime {
+
+struct EngineOptions {
+  planner::Plan plan;
+  double timeout_seconds = 600;   ///< how long a device waits for a peer
+  int prompts = 2;                ///< results of how many prompts are kept, each in its own memory
+  int programs = 8;               ///< shapes whose programs are kept
+  /// Called while loading with bytes done and bytes in all; may be empty.
+  std::function<void(std::int64_t done, std::int64_t total)> progress;
+};
+
+/// What one device holds and does for one program.
+struct DeviceReport {
+  std::string name;
+  std::int64_t weight_bytes = 0;      ///< stored on it, in the stored dtype
+  std::int64_t activation_bytes = 0;  ///< arena and prompt memory
+  double flops = 0;                   ///< of a step
+  struct Collective {
+    std::int64_t count = 0;
+    std::int64_t bytes = 0;           ///< that the device sends or receives, whichever is more
+  };
+  std::map<std::string, Collective> collectives;  ///< by kind, of a step
+};
+
+/// Counters since the engine was made.
+struct EngineStats {
+  std::int64_t calls = 0, prologues = 0, programs_built = 0, uploaded_bytes = 0;
+  double load_seconds = 0;
+  std::vector<double> collective_seconds;         ///< by device, of the last call
+  std::vector<std::int64_t> allocated_weight_bytes, allocated_activation_bytes;  ///< by device, now
+};
+
+/// A program of all devices for one graph. Kept by the engine and by whoever holds it.
+class Compiled;
+
+class Engine {
+ public:
+  /// Opens the devices. Nothing is loaded yet. Throws Error naming a device.
+  Engine(EngineOptions options, std::shared_ptr<const weights::Source> weights);
+  ~Engine();
+
+  /// Partitions and lowers `graph` for the devices; allocates nothing on them. Graphs whose text is equal share one result.
+  std::shared_ptr<Compiled> compile(const graph::Graph& graph);
+  std::vector<DeviceReport> report(const Compiled& compiled) const;
+  const sharding::Partition& partition(const Compiled& compiled) const;
+  std::vector<std::string> notes(const Compiled& compiled) const;
+
+  /// Loads what `compiled` needs and is not loaded: every device reads its own parts.
+  void load(Compiled& compiled);
+  /// Frees the devices' weights and arenas; the next call loads again.
+  void unload();
+
+  /// One call. Inputs and outputs by the graph's names, on the host, of the graph's shapes and any floating dtype. Loads on
+  /// first use. Throws Error (shapes, a device's failure with its name and op), Cancelled, Timeout; the engine stays usable.
+  void run(Compiled& compiled, const std::map<std::string, TensorView>& inputs, const std::map<std::string, TensorView>& outputs);
+  /// From any thread: the running call ends soon with Cancelled. Without one it does nothing.
+  void cancel();
+
+  EngineStats stats() const;
+  const EngineOptions& options() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace comfytp::runtime
