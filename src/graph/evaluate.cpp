@@ -86,7 +86,7 @@ std::vector<Results> evaluate(const std::vector<Graph>& graphs, const Leaves& le
     }
     if (done) break;
     for (std::size_t d = 0; d < devices.size(); ++d)
-      if (!devices[d].done()) moved = meet(devices, d) || moved;
+      if (!devices[d].done() && devices[d].node().op->collective()) moved = meet(devices, d) || moved;
     require(moved, "[evaluate] the devices' collectives do not meet");
   }
   std::vector<Results> results(devices.size());

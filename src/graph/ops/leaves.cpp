@@ -72,19 +72,23 @@ class Weight final : public Op {
   }
 };
 
-// Attributes: shape, dtype, values (row-major). For small tables; larger ones are weights.
+// Attributes: shape, dtype, values (row-major; a single one fills the shape). For small tables; larger ones are weights.
 class Constant final : public Op {
  public:
   std::string_view name() const override { return "constant"; }
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 0, 0);
     const auto& shape = a.ints("shape");
-    require(numel(shape) == static_cast<std::int64_t>(a.reals("values").size()), "[constant] expected {} values but got {}",
-            numel(shape), a.reals("values").size());
+    const auto count = static_cast<std::int64_t>(a.reals("values").size());
+    require(count == numel(shape) || count == 1, "[constant] expected {} values or 1 but got {}", numel(shape), count);
     return {{dtype_from_name(a.text("dtype")), shape}};
   }
   void reference(const OpContext& op, std::span<const RefTensor>, std::span<RefTensor> out) const override {
-    out[0].data = op.attrs.reals("values");
+    const auto& values = op.attrs.reals("values");
+    if (values.size() == 1)
+      std::fill(out[0].data.begin(), out[0].data.end(), values[0]);
+    else
+      out[0].data = values;
   }
 };
 

@@ -1,0 +1,142 @@
+// Factors that meet in values belong together: cutting one means cutting all, without a word between the devices until
+// the group ends.
+#include <algorithm>
+#include <numeric>
+#include <set>
+
+#include "sharding/rule_query.h"
+#include "sharding/strategy.h"
+
+namespace comfytp::sharding {
+namespace {
+
+using graph::Graph;
+using graph::Node;
+using graph::Rule;
+using graph::ValueId;
+
+// Union-find over the factors of all nodes, numbered one behind the other.
+class Sets {
+ public:
+  int add(int count) {
+    const int first = static_cast<int>(parent_.size());
+    parent_.resize(parent_.size() + static_cast<std::size_t>(count));
+    std::iota(parent_.begin() + first, parent_.end(), first);
+    return first;
+  }
+  int find(int i) {
+    while (parent_[i] != i) i = parent_[i] = parent_[parent_[i]];
+    return i;
+  }
+  // The lower number leads, so that results do not depend on the order of joins.
+  void join(int a, int b) {
+    a = find(a), b = find(b);
+    parent_[std::max(a, b)] = std::min(a, b);
+  }
+
+ private:
+  std::vector<int> parent_;
+};
+
+}  // namespace
+
+FactorGroups::FactorGroups(const Graph& graph) : graph_(graph) {
+  const auto& nodes = graph.nodes();
+  Sets sets;
+  std::vector<int> first;
+  for (const auto& node : nodes) {
+    rules_.push_back(node.op->rule(graph.context(node)));
+    first.push_back(sets.add(static_cast<int>(rules_.back().factors.size())));
+  }
+  std::vector<std::pair<int, int>> windows;  // factors of neighbours that differ by a halo
+  for (std::size_t n = 0; n < nodes.size(); ++n)
+    for (std::size_t i = 0; i < nodes[n].inputs.size(); ++i)
+      for (std::size_t d = 0; d < rules_[n].inputs[i].size(); ++d) {
+        const auto& dim = rules_[n].inputs[i][d];
+        const auto [made, maker] = cut_of_value(nodes[n].inputs[i], d);
+        const int read = major_of(rules_[n], dim).factor;
+        if (made < 0 || read < 0 || !can_cut(rules_[n], read)) continue;
+        const int a = first[static_cast<std::size_t>(maker)] + made, b = first[n] + read;
+        if (dim.window)
+          windows.push_back({a, b});
+        else
+          sets.join(a, b);
+      }
+  std::map<int, int> index;
+  for (std::size_t n = 0; n < nodes.size(); ++n) {
+    of_.emplace_back(rules_[n].factors.size(), -1);
+    for (std::size_t f = 0; f < rules_[n].factors.size(); ++f) {
+      if (!can_cut(rules_[n], static_cast<int>(f))) continue;
+      const int root = sets.find(first[n] + static_cast<int>(f));
+      const auto [it, fresh] = index.emplace(root, static_cast<int>(groups_.size()));
+      if (fresh) groups_.push_back({{}, 0, 0, 0, {}});
+      auto& group = groups_[static_cast<std::size_t>(it->second)];
+      group.members.push_back({static_cast<int>(n), static_cast<int>(f)});
+      group.units = std::gcd(group.units, rules_[n].factors[f].size);
+      of_[n][f] = it->second;
+    }
+  }
+  for (auto [a, b] : windows) {
+    const int from = index.at(sets.find(a)), to = index.at(sets.find(b));
+    if (from == to) continue;
+    neighbours_[from].insert(to);
+    neighbours_[to].insert(from);
+  }
+  measure();
+}
+
+std::pair<int, int> FactorGroups::cut_of_value(ValueId value, std::size_t dim) const {
+  const int maker = graph_.value(value).node;
+  const Node& node = graph_.nodes()[static_cast<std::size_t>(maker)];
+  const Rule& rule = rules_[static_cast<std::size_t>(maker)];
+  const auto output = static_cast<std::size_t>(std::find(node.outputs.begin(), node.outputs.end(), value) - node.outputs.begin());
+  const int factor = major_of(rule, rule.outputs[output][dim]).factor;
+  return {factor >= 0 && can_cut(rule, factor) ? factor : -1, maker};
+}
+
+int FactorGroups::of_value(ValueId value, std::size_t dim) const {
+  const auto [factor, node] = cut_of_value(value, dim);
+  return factor < 0 ? -1 : of(node, factor);
+}
+
+// What a cut of a group saves and costs: the work of its nodes, and the bytes of every value that has to be summed or
+// gathered where the group ends.
+void FactorGroups::measure() {
+  const auto& nodes = graph_.nodes();
+  std::vector<double> flops, heaviest(groups_.size(), -1);
+  for (const auto& node : nodes) flops.push_back(node.op->flops(graph_.context(node)));
+  for (std::size_t g = 0; g < groups_.size(); ++g)
+    for (auto [n, f] : groups_[g].members) {
+      const Node& node = nodes[static_cast<std::size_t>(n)];
+      groups_[g].flops += flops[n];
+      if (flops[n] > heaviest[g]) {
+        heaviest[g] = flops[n];
+        groups_[g].name = node.name.empty() ? std::string(node.op->name()) : node.name;
+      }
+      if (rules_[n].factors[f].kind == graph::FactorKind::contracted)
+        groups_[g].leave_bytes += 2.0 * static_cast<double>(graph_.type(node.outputs[0]).bytes());  // an all_reduce moves everything twice
+    }
+  std::set<std::pair<int, ValueId>> gathered;
+  for (std::size_t n = 0; n < nodes.size(); ++n)
+    for (std::size_t i = 0; i < nodes[n].inputs.size(); ++i)
+      for (std::size_t d = 0; d < rules_[n].inputs[i].size(); ++d) {
+        const int g = of_value(nodes[n].inputs[i], d);
+        const int read = major_of(rules_[n], rules_[n].inputs[i][d]).factor;
+        if (g >= 0 && (read < 0 || of(static_cast<int>(n), read) != g)) gathered.insert({g, nodes[n].inputs[i]});
+      }
+  for (auto [g, value] : gathered) groups_[static_cast<std::size_t>(g)].leave_bytes += static_cast<double>(graph_.type(value).bytes());
+}
+
+std::set<int> FactorGroups::connected(int group) const {
+  std::set<int> found;
+  std::vector<int> next = {group};
+  while (!next.empty()) {
+    const int g = next.back();
+    next.pop_back();
+    if (!found.insert(g).second) continue;
+    if (const auto it = neighbours_.find(g); it != neighbours_.end()) next.insert(next.end(), it->second.begin(), it->second.end());
+  }
+  return found;
+}
+
+}  // namespace comfytp::sharding

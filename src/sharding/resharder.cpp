@@ -1,0 +1,247 @@
+#include "sharding/resharder.h"
+
+#include <algorithm>
+#include <optional>
+
+#include "base/error.h"
+
+namespace comfytp::sharding {
+
+using graph::Attrs;
+using graph::Graph;
+using graph::Ints;
+using graph::Node;
+using graph::ValueId;
+
+namespace {
+
+// Bounds of parts that lie one behind the other and cover [0, size); nothing if they do not.
+std::optional<Ints> bounds_of(const Want& want, std::int64_t size) {
+  Ints bounds = {0};
+  for (const auto& part : want.parts) {
+    if (part.lo != bounds.back()) return std::nullopt;
+    bounds.push_back(part.hi);
+  }
+  if (bounds.back() != size) return std::nullopt;
+  return bounds;
+}
+
+bool uses(const Wants& wants, int axis) {
+  return std::any_of(wants.begin(), wants.end(), [&](const Want& w) { return w.axis == axis; });
+}
+
+bool has(const std::vector<int>& axes, int axis) { return std::find(axes.begin(), axes.end(), axis) != axes.end(); }
+
+}  // namespace
+
+Resharder::Resharder(const Graph& whole, const Mesh& mesh, Placement placement)
+    : devices(static_cast<std::size_t>(mesh.size())), whole_(whole), mesh_(mesh), placement_(placement), forms_(whole.value_count()) {}
+
+bool Resharder::is_leaf(const Node& node) { return is(node, "input") || is(node, "weight") || is(node, "constant"); }
+
+std::vector<ValueId> Resharder::emit(const graph::Op& op, const std::vector<ValueId>& inputs, const std::vector<Attrs>& attrs,
+                                     const std::string& name) {
+  std::vector<ValueId> outputs;
+  for (std::size_t d = 0; d < devices.size(); ++d) outputs = devices[d].add_node(op, inputs, attrs[d], name);
+  return outputs;
+}
+
+void Resharder::define(ValueId value, ValueId id, Wants where, std::vector<int> partial, std::string reason) {
+  for (std::size_t d = 0; d < devices.size(); ++d) {
+    const Shape expected = shape_of(box(value, where, static_cast<int>(d)));
+    require(devices[d].type(id).shape == expected, "[partition] {}: expected device {} to make a part of shape {} but its rule gives {}", reason,
+            d, comfytp::to_string(expected), comfytp::to_string(devices[d].type(id).shape));
+  }
+  forms_[static_cast<std::size_t>(value)].push_back({std::move(where), std::move(partial), id, std::move(reason)});
+}
+
+Box Resharder::box(ValueId value, const Wants& wants, int device) const {
+  Box box = whole_box(whole_.type(value).shape);
+  for (std::size_t d = 0; d < wants.size(); ++d)
+    if (wants[d].axis >= 0) box[d] = wants[d].parts[static_cast<std::size_t>(mesh_.coordinate(device, wants[d].axis))];
+  return box;
+}
+
+bool Resharder::is_partial(ValueId value, int axis) const {
+  const auto& forms = forms_[static_cast<std::size_t>(value)];
+  return !forms.empty() && has(forms[0].partial, axis);
+}
+
+Wants Resharder::where(ValueId value) const {
+  const auto& forms = forms_[static_cast<std::size_t>(value)];
+  return forms.empty() || is_leaf(whole_.producer(value)) ? Wants(whole_.type(value).shape.size()) : forms[0].where;
+}
+
+Sharding Resharder::sharding_of(ValueId value) const {
+  Sharding sharding;
+  const auto& shape = whole_.type(value).shape;
+  const Wants wants = where(value);
+  for (std::size_t d = 0; d < wants.size(); ++d)
+    sharding.dims.push_back({wants[d].axis, wants[d].axis < 0 ? Ints{} : *bounds_of(wants[d], shape[d])});
+  if (!is_leaf(whole_.producer(value))) sharding.partial = forms_[static_cast<std::size_t>(value)][0].partial;
+  return sharding;
+}
+
+// How many collectives lead from a form to what is wanted; -1 if none can.
+int Resharder::collectives_between(const Form& form, const Wants& wants, const std::set<int>& keep_partial) const {
+  int count = 0;
+  for (int axis : keep_partial)
+    if (!has(form.partial, axis)) return -1;
+  for (int axis : form.partial) count += !keep_partial.count(axis);
+  for (std::size_t d = 0; d < wants.size(); ++d)
+    if (form.where[d].axis >= 0) count += !(form.where[d] == wants[d]);
+  return count;
+}
+
+ValueId Resharder::get(ValueId value, const Wants& wants, const std::set<int>& keep_partial, const std::string& reason) {
+  const Node& node = whole_.producer(value);
+  auto& forms = forms_[static_cast<std::size_t>(value)];
+  if (is_leaf(node)) {
+    for (const auto& form : forms)
+      if (form.where == wants) return form.id;
+    const ValueId id = leaf(node, value, wants, {});
+    forms.push_back({wants, {}, id, reason});
+    return id;
+  }
+  const Shape& shape = whole_.type(value).shape;
+  const Form* source = nullptr;
+  int fewest = -1;
+  for (const auto& form : forms) {
+    bool parts = true;
+    for (std::size_t d = 0; d < wants.size(); ++d)
+      parts = parts && (form.where[d].axis < 0 || form.where[d] == wants[d] || bounds_of(form.where[d], shape[d]));
+    const int count = collectives_between(form, wants, keep_partial);
+    if (!parts || count < 0 || (source && count >= fewest)) continue;
+    source = &form;
+    fewest = count;
+  }
+  require(source != nullptr, "[partition] %{} cannot be had as {} wants it", value, reason);
+  Form form = *source;
+  const auto first_form = form.reason;
+
+  // Cut first what can be cut without talking: it makes the rest smaller.
+  for (std::size_t d = 0; d < wants.size(); ++d)
+    if (form.where[d].axis < 0 && wants[d].axis >= 0 && !uses(form.where, wants[d].axis) && !has(form.partial, wants[d].axis))
+      slice(form, value, wants, d);
+  for (int axis : source->partial) {
+    if (keep_partial.count(axis)) continue;
+    const auto dim = std::find_if(wants.begin(), wants.end(), [&](const Want& w) { return w.axis == axis; }) - wants.begin();
+    const auto d = static_cast<std::size_t>(dim);
+    const auto bounds = d < wants.size() ? bounds_of(wants[d], shape[d]) : std::nullopt;
+    const auto why = fmt::format("partial sums of {} for {}", first_form, reason);
+    if (bounds && form.where[d].axis < 0) {
+      form.id = collective("reduce_scatter", form.id, axis, {{"dim", static_cast<std::int64_t>(dim)}, {"bounds", *bounds}}, why);
+      form.where[d] = wants[d];
+    } else {
+      form.id = collective("all_reduce", form.id, axis, {}, why);
+    }
+    form.partial.erase(std::find(form.partial.begin(), form.partial.end(), axis));
+  }
+  for (std::size_t d = 0; d < wants.size(); ++d) {
+    const int axis = form.where[d].axis;
+    if (axis < 0 || form.where[d] == wants[d]) continue;
+    const auto why = fmt::format("dimension {} of {} for {}", d, first_form, reason);
+    Attrs attrs{{"dim", static_cast<std::int64_t>(d)}, {"bounds", *bounds_of(form.where[d], shape[d])}};
+    if (wants[d].axis == axis) {
+      Ints lo, hi;
+      for (const auto& part : wants[d].parts) lo.push_back(part.lo), hi.push_back(part.hi);
+      attrs.set("need_lo", lo);
+      attrs.set("need_hi", hi);
+      form.id = collective("halo_exchange", form.id, axis, attrs, why);
+      form.where[d] = wants[d];
+    } else {
+      form.id = collective("all_gather", form.id, axis, attrs, why);
+      form.where[d] = {};
+    }
+  }
+  for (std::size_t d = 0; d < wants.size(); ++d)
+    if (!(form.where[d] == wants[d])) slice(form, value, wants, d);
+  if (form.id != source->id) forms.push_back(form);
+  return form.id;
+}
+
+void Resharder::slice(Form& form, ValueId value, const Wants& wants, std::size_t dim) {
+  std::vector<Attrs> attrs;
+  for (int d = 0; d < mesh_.size(); ++d) {
+    const Interval part = box(value, wants, d)[dim];
+    attrs.push_back({{"dim", static_cast<std::int64_t>(dim)}, {"start", part.lo}, {"stop", part.hi}});
+  }
+  form.id = emit(graph::find_op("slice"), {form.id}, attrs, {})[0];
+  form.where[dim] = wants[dim];
+}
+
+ValueId Resharder::collective(const std::string& op, ValueId id, int axis, Attrs attrs, const std::string& reason) {
+  std::vector<Attrs> all;
+  attrs.set("reason", reason);
+  for (int d = 0; d < mesh_.size(); ++d) {
+    attrs.set("group", mesh_.group(d, axis));
+    attrs.set("rank", static_cast<std::int64_t>(mesh_.coordinate(d, axis)));
+    all.push_back(attrs);
+  }
+  return emit(graph::find_op(op), {id}, all, {})[0];
+}
+
+ValueId Resharder::gather(ValueId id, int dim, int axis, const std::string& reason) {
+  const auto part = devices[0].type(id).shape[static_cast<std::size_t>(dim)];
+  Ints bounds;
+  for (int r = 0; r <= mesh_.axes()[static_cast<std::size_t>(axis)].size; ++r) bounds.push_back(r * part);
+  return collective("all_gather", id, axis, {{"dim", static_cast<std::int64_t>(dim)}, {"bounds", bounds}}, reason);
+}
+
+ValueId Resharder::on_first(ValueId value, const Wants& wants, const std::set<int>& axes) {
+  return leaf(whole_.producer(value), value, wants, axes);
+}
+
+Attrs Resharder::localized(const Node& node, const Box& box) const { return node.op->localize(whole_.context(node), box); }
+
+ValueId Resharder::leaf(const Node& node, ValueId value, const Wants& wants, const std::set<int>& only_first) {
+  if (is(node, "constant")) {
+    Form form{Wants(wants.size()), {}, emit(*node.op, {}, std::vector<Attrs>(devices.size(), node.attrs), node.name)[0], {}};
+    for (std::size_t d = 0; d < wants.size(); ++d)
+      if (wants[d].axis >= 0) slice(form, value, wants, d);
+    return form.id;
+  }
+  std::vector<Box> boxes;
+  for (int d = 0; d < mesh_.size(); ++d) boxes.push_back(box(value, wants, d));
+  const auto& shape = whole_.type(value).shape;
+  const bool vector = std::count_if(shape.begin(), shape.end(), [](std::int64_t s) { return s != 1; }) <= 1;
+  // Biases and norms' weights are so small that fetching them would cost more than keeping them.
+  if (is(node, "weight") && placement_ == Placement::gathered && !vector) return fetch(node, boxes);
+  ValueId id = -1;
+  for (int d = 0; d < mesh_.size(); ++d) {
+    auto& device = devices[static_cast<std::size_t>(d)];
+    const bool zero = std::any_of(only_first.begin(), only_first.end(), [&](int axis) { return mesh_.coordinate(d, axis) != 0; });
+    if (zero) {
+      const Attrs attrs{{"shape", shape_of(boxes[d])}, {"values", graph::Doubles{0.0}}, {"dtype", std::string(name_of(whole_.type(value).dtype))}};
+      id = device.add_node(graph::find_op("constant"), {}, attrs, node.name)[0];
+    } else {
+      id = device.add_node(*node.op, {}, localized(node, boxes[d]), node.name)[0];
+    }
+  }
+  return id;
+}
+
+// Devices that want the same part of a weight each keep a share of it, cut along its longest dimension.
+ValueId Resharder::fetch(const Node& node, const std::vector<Box>& boxes) {
+  std::vector<Attrs> parts, fetches;
+  bool shared = false;
+  for (const auto& box : boxes) {
+    Ints group;
+    for (std::size_t d = 0; d < boxes.size(); ++d)
+      if (boxes[d] == box) group.push_back(static_cast<std::int64_t>(d));
+    const auto rank = std::count_if(group.begin(), group.end(), [&](std::int64_t d) { return d < static_cast<std::int64_t>(parts.size()); });
+    const auto longest = std::max_element(box.begin(), box.end(), [](Interval a, Interval b) { return a.size() < b.size(); });
+    const auto dim = longest - box.begin();
+    const Ints bounds = proportional_bounds(longest->size(), std::vector<double>(group.size(), 1.0));
+    Box part = box;
+    part[static_cast<std::size_t>(dim)] = {longest->lo + bounds[static_cast<std::size_t>(rank)], longest->lo + bounds[static_cast<std::size_t>(rank) + 1]};
+    parts.push_back(localized(node, part));
+    fetches.push_back({{"dim", static_cast<std::int64_t>(dim)}, {"bounds", bounds}, {"group", group}, {"rank", static_cast<std::int64_t>(rank)},
+                       {"reason", fmt::format("the other devices' shares of '{}'", node.name)}});
+    shared = shared || group.size() > 1;
+  }
+  const ValueId stored = emit(*node.op, {}, parts, node.name)[0];
+  return shared ? emit(graph::find_op("fetch_weight"), {stored}, fetches, node.name)[0] : stored;
+}
+
+}  // namespace comfytp::sharding
