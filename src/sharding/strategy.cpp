@@ -88,10 +88,10 @@ class Strategy {
     }
   }
 
+  // Matmuls and convolutions: what contracts a factor.
   bool heavy(int n) const {
-    const Node& node = graph_.nodes()[static_cast<std::size_t>(n)];
-    const auto op = graph_.context(node);
-    return node.op->flops(op) > 16.0 * static_cast<double>(numel(op.out[0].shape));
+    const auto& factors = groups_.rule(n).factors;
+    return std::any_of(factors.begin(), factors.end(), [](const auto& f) { return f.kind == FactorKind::contracted; });
   }
   bool is_weight(ValueId id) const { return graph::is(graph_.producer(id), "weight"); }
 
@@ -112,12 +112,16 @@ class Strategy {
     std::stable_sort(candidates.begin(), candidates.end(), [](const FactorGroup* a, const FactorGroup* b) {
       return a->leave_bytes * b->flops < b->leave_bytes * a->flops;
     });
-    // A group that ends in a partial sum is entered and left once; what is left over is cut op by op below.
+    // A group that begins with the output channels of one heavy op and ends in the partial sums of another costs one sum
+    // for the work of both; what is left over is cut op by op below.
     for (const auto* group : candidates) {
-      const bool ends = std::any_of(group->members.begin(), group->members.end(), [&](const auto& m) {
-        return groups_.rule(m.first).factors[static_cast<std::size_t>(m.second)].kind == FactorKind::contracted;
-      });
-      if (ends && free_of(*group, axis)) cut(group->members, group->units, axis, group->name, "units");
+      const auto has = [&](FactorKind kind) {
+        return std::any_of(group->members.begin(), group->members.end(), [&](const auto& m) {
+          return heavy(m.first) && groups_.rule(m.first).factors[static_cast<std::size_t>(m.second)].kind == kind;
+        });
+      };
+      if (has(FactorKind::free) && has(FactorKind::contracted) && free_of(*group, axis))
+        cut(group->members, group->units, axis, group->name, "units");
     }
     double flops = 0, weights = 0;
     for (const auto& node : graph_.nodes()) {

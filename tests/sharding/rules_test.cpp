@@ -1,14 +1,12 @@
 // Every op, cut in every way its rule allows, gives what the whole op gives.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <random>
 #include <set>
 
 #include "base/error.h"
-#include "graph/evaluate.h"
 #include "op_cases.h"
-#include "sharding/partition.h"
+#include "parity.h"
 #include "sharding/rule_query.h"
 
 namespace comfytp::test {
@@ -20,30 +18,6 @@ using graph::ValueId;
 using sharding::Assignment;
 using sharding::Axis;
 using sharding::Mesh;
-
-RefTensor random_tensor(const Shape& shape, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<double> normal;
-  RefTensor t(shape);
-  for (auto& v : t.data) v = normal(random) + (std::abs(normal(random)) < 0.1 ? 0.0 : 0.25);
-  return t;
-}
-
-// The inputs of a whole graph, by name: the devices' graphs are given the same and take their parts.
-graph::Leaves leaves_of(const Graph& whole) {
-  std::map<std::string, RefTensor> tensors;
-  for (const auto* node : whole.all("input")) {
-    const auto& name = node->attrs.text("name");
-    tensors[name] = random_tensor(node->attrs.ints("shape"), std::hash<std::string>()(name));
-  }
-  return [tensors](const graph::Node& node) { return tensors.at(node.attrs.text("name")); };
-}
-
-double difference(const RefTensor& a, const RefTensor& b) {
-  double diff = 0, norm = 0;
-  for (std::size_t i = 0; i < a.data.size(); ++i) diff += std::pow(a.data[i] - b.data[i], 2), norm += std::pow(b.data[i], 2);
-  return a.data.size() == b.data.size() ? std::sqrt(diff / std::max(norm, 1e-300)) : INFINITY;
-}
 
 // inputs -> cast to the same type (a node that can be cut otherwise) -> op -> outputs
 struct OneOp {
@@ -83,34 +57,6 @@ std::vector<std::int64_t> bounds(std::int64_t size, int parts, int variant) {
 std::int64_t size_of_factor(const Graph& graph, int node, int factor) {
   const auto& n = graph.nodes()[static_cast<std::size_t>(node)];
   return n.op->rule(graph.context(n)).factors[static_cast<std::size_t>(factor)].size;
-}
-
-// The largest difference to the whole, over all outputs, from the parts that the devices hand over.
-double error_of(const Graph& graph, const Mesh& mesh, const Assignment& assignment, sharding::Placement placement = sharding::Placement::resident) {
-  const auto leaves = leaves_of(graph);
-  const auto whole = graph::evaluate(graph, leaves);
-  const auto parts = sharding::partition(graph, mesh, assignment, placement);
-  const auto results = graph::evaluate(parts.devices, leaves);
-  double worst = 0;
-  for (const auto& [name, value] : whole) {
-    RefTensor joined(value.shape, NAN);
-    for (std::size_t d = 0; d < results.size(); ++d) {
-      const auto& out = parts.outputs.at(name)[d];
-      const auto part = results[d].at(name);
-      EXPECT_EQ(part.shape, shape_of(out.box));
-      if (!out.writes) continue;
-      const auto strides = row_major_strides(value.shape), inner = row_major_strides(part.shape);
-      for (std::size_t i = 0; i < part.data.size(); ++i) {
-        std::int64_t at = 0;
-        for (std::size_t k = 0; k < part.shape.size(); ++k)
-          at += (static_cast<std::int64_t>(i) / inner[k] % part.shape[k] + out.box[k].lo) * strides[k];
-        joined.data[static_cast<std::size_t>(at)] = part.data[i];
-      }
-    }
-    const double e = difference(joined, value);
-    worst = std::isnan(e) ? INFINITY : std::max(worst, e);
-  }
-  return worst;
 }
 
 std::vector<Mesh> meshes() {
