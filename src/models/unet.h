@@ -13,14 +13,25 @@
 
 namespace comfytp::models {
 
-/// One transformer ("spatial transformer") of the UNet: how many blocks, and whether its projections are linears.
+/// One transformer ("spatial transformer") of the UNet.
 struct UNetTransformer {
   std::string prefix;            ///< "input_blocks.1.1"
   std::int64_t channels = 0;     ///< inner width
   std::int64_t depth = 0;        ///< transformer blocks
-  std::int64_t heads = 0;
+  std::int64_t heads = 0;        ///< of every attention in it
   std::int64_t context_dim = 0;  ///< width of the text tokens
+  bool linear = false;           ///< its projections are linears, not 1x1 convolutions: the same arithmetic
 };
+
+/// One module of a block, as LDM numbers them.
+struct UNetModule {
+  enum class Kind { conv, resnet, transformer, downsample, upsample };
+  Kind kind = Kind::conv;
+  std::string prefix;              ///< "input_blocks.1.0"
+  std::int64_t in = 0, out = 0;    ///< channels
+  std::size_t transformer = 0;     ///< index in UNet::transformers
+};
+using UNetBlock = std::vector<UNetModule>;
 
 /// What the tensors of a UNet say. All sizes are read from shapes; heads follow the family's rule where shapes cannot say.
 struct UNet {
@@ -34,16 +45,22 @@ struct UNet {
   std::int64_t levels = 0;                ///< resolutions; an image is halved levels-1 times
   std::int64_t norm_groups = 32;
   std::vector<UNetTransformer> transformers;
-  std::map<std::string, weights::TensorInfo, std::less<>> tensors;  ///< the denoiser's tensors, in LDM names
+  std::vector<UNetBlock> input_blocks;    ///< what each makes is a skip
+  UNetBlock middle_block;
+  std::vector<UNetBlock> output_blocks;   ///< each begins with a concat of the last skip that is left
+  std::map<std::string, weights::TensorInfo, std::less<>> tensors;  ///< the tensors that the UNet uses, in LDM's bare names
 };
 
+/// Shapes do not tell the number of heads. Without options: heads of width 64 where the projections are linears or there is
+/// a label embedding (SD2.x, SDXL, refiner), else 8 heads (SD1.x).
 struct HeadOptions {
   std::optional<std::int64_t> heads;     ///< heads of every attention
   std::optional<std::int64_t> head_dim;  ///< or the width of a head
 };
 
 /// Reads a UNet off tensors that carry LDM's bare names ("input_blocks.0.0.weight", …). Throws Error that names the source and
-/// what is missing (the first few keys and the count) or of the wrong shape or dtype.
+/// what is missing (the first few keys and the count), of the wrong shape or dtype, or stands in a block without a place in this
+/// construction (a video model's time layers, scales of a quantised weight): leaving that out would give a wrong picture.
 UNet detect_unet(const weights::Source& source, const HeadOptions& heads = {});
 
 /// One call of the denoiser.
@@ -62,8 +79,12 @@ graph::Graph build_unet(const UNet& unet, const UNetCall& call, DType compute);
 /// Shapes of the control residuals that build_unet expects: name -> shape.
 std::vector<std::pair<std::string, Shape>> control_inputs(const UNet& unet, const UNetCall& call);
 
-/// The tensors of a published family at its full size ("sd1", "sd2", "sdxl", "sdxl-refiner"), or of a reduced one with
-/// `width` channels at the first level (a multiple of 32): what a seeded checkpoint for demos and tests is made of.
+/// The tensors of a published family at its full size ("sd1", "sd2", "sdxl", "sdxl-refiner"), in LDM's bare names, or of a
+/// reduced one with `width` channels at the first level (a multiple of 32): what a seeded checkpoint for demos and tests is made of.
+/// A reduced one keeps the widths of context and y, by which the family is told. Throws Error for another family or width.
 std::map<std::string, weights::TensorInfo, std::less<>> unet_tensors(const std::string& family, DType dtype, std::optional<std::int64_t> width = {});
+
+/// The keys and shapes that the blocks of `unet` call for, in the order of the construction.
+std::vector<std::pair<std::string, Shape>> required_tensors(const UNet& unet);
 
 }  // namespace comfytp::models

@@ -1,0 +1,218 @@
+// Reads the construction of a UNet off the names and shapes of its tensors.
+#include <algorithm>
+#include <charconv>
+
+#include "base/error.h"
+#include "models/unet.h"
+
+namespace comfytp::models {
+namespace {
+
+using Kind = UNetModule::Kind;
+
+/// The first few of `items`, and how many there are.
+std::string first_few(const std::vector<std::string>& items) {
+  constexpr std::size_t shown = 4;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(items.size(), shown); ++i) text += (i ? ", " : "") + items[i];
+  return items.size() > shown ? fmt::format("{}, … ({} in all)", text, items.size()) : text;
+}
+
+class Detector {
+ public:
+  Detector(const weights::Source& source, const HeadOptions& heads) : source_(source), name_(source.name()), heads_(heads) {}
+
+  UNet detect() {
+    require(any("input_blocks.") && any("middle_block.") && any("output_blocks."),
+            "[models] {}: not a diffusion model (expected tensors input_blocks.…, middle_block.…, output_blocks.…)", name_);
+    read_sizes();
+    read_blocks();
+    check_tensors();
+    check_groups();
+    read_heads();
+    name_family();
+    return std::move(unet_);
+  }
+
+ private:
+  bool any(const std::string& prefix) const {
+    const auto it = source_.tensors().lower_bound(prefix);
+    return it != source_.tensors().end() && it->first.starts_with(prefix);
+  }
+
+  /// One more than the largest index i of a key "<prefix>i.…".
+  std::int64_t count(const std::string& prefix) const {
+    std::int64_t result = 0;
+    for (auto it = source_.tensors().lower_bound(prefix); it != source_.tensors().end() && it->first.starts_with(prefix); ++it) {
+      const std::string_view rest = std::string_view(it->first).substr(prefix.size());
+      std::int64_t index = 0;
+      const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), index);
+      require(error == std::errc() && end != rest.data() + rest.size() && *end == '.' && index >= 0 && index < 1000,
+              "[models] {}: expected a block's number behind {} but got {}", name_, prefix, it->first);
+      result = std::max(result, index + 1);
+    }
+    return result;
+  }
+
+  /// Dimension `d` of the first of `keys` that is there with at least that rank.
+  std::int64_t dim(std::initializer_list<std::string> keys, std::size_t d, std::int64_t otherwise) const {
+    for (const auto& key : keys)
+      if (const auto it = source_.tensors().find(key); it != source_.tensors().end() && it->second.shape.size() > d) return it->second.shape[d];
+    return otherwise;
+  }
+
+  void read_sizes() {
+    unet_.model_channels = dim({"time_embed.0.weight", "input_blocks.0.0.weight"}, any("time_embed.0.weight") ? 1 : 0, 0);
+    unet_.time_embed_dim = dim({"time_embed.0.weight", "time_embed.2.weight", "time_embed.0.bias", "time_embed.2.bias"}, 0, 4 * unet_.model_channels);
+    unet_.in_channels = dim({"input_blocks.0.0.weight"}, 1, 4);
+    unet_.out_channels = dim({"out.2.weight", "out.2.bias"}, 0, 4);
+    if (any("label_emb.")) unet_.label_dim = dim({"label_emb.0.0.weight"}, 1, 0);
+  }
+
+  void read_blocks() {
+    std::vector<std::pair<std::int64_t, std::int64_t>> skips;  // channels and level
+    std::int64_t channels = unet_.in_channels, level = 0;
+    const auto inputs = count("input_blocks."), outputs = std::max(count("output_blocks."), inputs);
+    for (std::int64_t i = 0; i < inputs; ++i) {
+      unet_.input_blocks.push_back(read_block(fmt::format("input_blocks.{}", i), channels, level, Kind::upsample));
+      skips.emplace_back(channels, level);
+    }
+    unet_.levels = level + 1;
+    unet_.middle_block = read_block("middle_block", channels, level, {});
+    require(level + 1 == unet_.levels, "[models] {}: expected a middle_block without down- and upsampling", name_);
+    for (std::int64_t i = 0; i < outputs; ++i) {
+      const auto path = fmt::format("output_blocks.{}", i);
+      require(!skips.empty(), "[models] {}: expected as many output_blocks as input_blocks, {}, but there is {}", name_, inputs, path);
+      // Incomplete files are told by what is missing, not by a size that does not fit.
+      require(!missing_.empty() || skips.back().second == level, "[models] {}: expected {} at resolution {} of its skip but it stands at {}", name_,
+              path, skips.back().second, level);
+      channels += skips.back().first;
+      skips.pop_back();
+      unet_.output_blocks.push_back(read_block(path, channels, level, Kind::downsample));
+      require(!skips.empty() || !has(unet_.output_blocks.back(), Kind::upsample), "[models] {}: expected no upsampling in the last block, {}", name_, path);
+    }
+  }
+
+  static bool has(const UNetBlock& block, Kind kind) {
+    return std::any_of(block.begin(), block.end(), [&](const UNetModule& m) { return m.kind == kind; });
+  }
+
+  /// Moves `channels` and `level` to what they are behind the block.
+  UNetBlock read_block(const std::string& path, std::int64_t& channels, std::int64_t& level, std::optional<Kind> refused) {
+    UNetBlock block;
+    const auto modules = count(path + ".");
+    if (modules == 0) missing_.push_back(path + ".*");
+    for (std::int64_t j = 0; j < modules; ++j) {
+      const auto prefix = fmt::format("{}.{}", path, j);
+      if (!any(prefix + ".")) {
+        missing_.push_back(prefix + ".*");
+        continue;
+      }
+      UNetModule m{kind_of(prefix), prefix, channels, channels, unet_.transformers.size()};
+      require(m.kind != refused, "[models] {}: expected no change of resolution of that kind at {}", name_, prefix);
+      switch (m.kind) {
+        case Kind::conv: m.out = dim({prefix + ".weight", prefix + ".bias"}, 0, channels); break;
+        case Kind::resnet:
+          m.out = dim({prefix + ".out_layers.3.weight", prefix + ".in_layers.2.weight", prefix + ".emb_layers.1.weight"}, 0, channels);
+          break;
+        case Kind::downsample: ++level, m.out = dim({prefix + ".op.weight", prefix + ".op.bias"}, 0, channels); break;
+        case Kind::upsample: --level, m.out = dim({prefix + ".conv.weight", prefix + ".conv.bias"}, 0, channels); break;
+        case Kind::transformer: read_transformer(prefix, channels); break;
+      }
+      channels = m.out;
+      block.push_back(std::move(m));
+    }
+    return block;
+  }
+
+  Kind kind_of(const std::string& prefix) const {
+    const auto inside = [&](const char* part) { return any(fmt::format("{}.{}", prefix, part)); };
+    if (inside("in_layers.") || inside("out_layers.") || inside("emb_layers.")) return Kind::resnet;
+    if (inside("transformer_blocks.") || inside("proj_in.") || inside("proj_out.")) return Kind::transformer;
+    if (inside("op.")) return Kind::downsample;
+    if (inside("conv.")) return Kind::upsample;
+    if (has_key(prefix + ".weight") || has_key(prefix + ".bias")) return Kind::conv;
+    fail("[models] {}: expected a ResBlock, a transformer, a convolution or a change of resolution at {} but got {}", name_, prefix,
+         source_.tensors().lower_bound(prefix + ".")->first);
+  }
+  bool has_key(const std::string& key) const { return source_.has(key); }
+
+  void read_transformer(const std::string& prefix, std::int64_t channels) {
+    UNetTransformer t{prefix, channels};
+    const auto block = prefix + ".transformer_blocks.";
+    t.depth = count(block);
+    const auto projection = source_.tensors().find(prefix + ".proj_in.weight");
+    t.linear = projection != source_.tensors().end() && projection->second.shape.size() == 2;
+    t.context_dim = dim({block + "0.attn2.to_k.weight", block + "0.attn2.to_v.weight"}, 1, unet_.context_dim);
+    if (unet_.context_dim == 0) unet_.context_dim = t.context_dim;
+    t.context_dim = unet_.context_dim;  // one context serves all
+    unet_.transformers.push_back(std::move(t));
+  }
+
+  void check_tensors() {
+    const auto required = missing_.empty() ? required_tensors(unet_) : std::vector<std::pair<std::string, Shape>>{};
+    for (const auto& [key, shape] : required)
+      if (!has_key(key)) missing_.push_back(key);
+    require(missing_.empty(), "[models] {}: expected all tensors of a UNet but {} {} missing: {}", name_, missing_.size(),
+            missing_.size() == 1 ? "is" : "are", first_few(missing_));
+    require(!unet_.transformers.empty(), "[models] {}: expected a UNet with transformers that attend to a text but it has none", name_);
+    for (const auto& [key, shape] : required) {
+      const auto& info = source_.info(key);
+      require(info.shape == shape, "[models] {}: expected {} of shape {} but got {}", name_, key, to_string(shape), to_string(info.shape));
+      require(is_float(info.dtype), "[models] {}: expected {} of a floating-point dtype but got {}", name_, key, name_of(info.dtype));
+      unet_.tensors[key] = info;
+    }
+    std::vector<std::string> unknown;
+    for (const auto& [key, info] : source_.tensors()) {
+      const bool block = key.starts_with("input_blocks.") || key.starts_with("middle_block.") || key.starts_with("output_blocks.");
+      if (block && !unet_.tensors.contains(key)) unknown.push_back(key);
+    }
+    require(unknown.empty(), "[models] {}: expected a UNet of Stable Diffusion's construction but its blocks also hold {}", name_, first_few(unknown));
+  }
+
+  void check_groups() const {
+    for (const auto& [key, info] : unet_.tensors) {
+      const bool norm = key.ends_with(".in_layers.0.weight") || key.ends_with(".out_layers.0.weight") || key.ends_with(".norm.weight") ||
+                        key == "out.0.weight";
+      require(!norm || info.shape[0] % unet_.norm_groups == 0, "[models] {}: expected channels that {} norm groups divide but {} has {}", name_,
+              unet_.norm_groups, key, info.shape[0]);
+    }
+  }
+
+  void read_heads() {
+    require(!heads_.heads || !heads_.head_dim, "[models] expected a number of heads or a width of a head but got both");
+    require(heads_.heads.value_or(1) >= 1 && heads_.head_dim.value_or(1) >= 1, "[models] expected heads of at least 1 but got {}",
+            heads_.heads ? *heads_.heads : *heads_.head_dim);
+    const bool wide = unet_.label_dim || unet_.transformers.front().linear;
+    const bool by_width = heads_.head_dim || (!heads_.heads && wide);
+    const auto divisor = by_width ? heads_.head_dim.value_or(64) : heads_.heads.value_or(8);
+    for (auto& t : unet_.transformers) {
+      require(t.channels % divisor == 0,
+              "[models] {}: expected the {} channels of {} to be divisible by {}, the {}; a UNet of other heads needs heads or head_dim", name_,
+              t.channels, t.prefix, divisor, by_width ? "width of a head" : "number of heads");
+      t.heads = by_width ? t.channels / divisor : divisor;
+    }
+  }
+
+  void name_family() {
+    const bool linear = unet_.transformers.front().linear, label = unet_.label_dim.has_value();
+    const auto context = unet_.context_dim;
+    unet_.family = context == 768 && !linear && !label ? "sd1"
+                   : context == 1024 && linear         ? "sd2"
+                   : context == 2048 && linear && label ? "sdxl"
+                   : context == 1280 && linear && label ? "sdxl-refiner"
+                                                        : "unet";
+  }
+
+  const weights::Source& source_;
+  std::string name_;
+  HeadOptions heads_;
+  UNet unet_;
+  std::vector<std::string> missing_;
+};
+
+}  // namespace
+
+UNet detect_unet(const weights::Source& source, const HeadOptions& heads) { return Detector(source, heads).detect(); }
+
+}  // namespace comfytp::models
