@@ -10,8 +10,8 @@
 namespace comfytp {
 namespace {
 
-constexpr std::array<std::string_view, 12> kNames = {"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2",
-                                                     "i64", "i32", "i16", "i8",   "u8",      "bool"};
+constexpr std::array<std::string_view, 15> kNames = {"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2", "i64", "i32",
+                                                     "i16", "i8",  "u8",  "bool", "u64",     "u32",     "u16"};
 
 // Every fp8 value as a float, made once: 256 entries are cheaper than bit work per element.
 template <int kExponentBits, bool kHasInfinity>
@@ -100,7 +100,7 @@ DType dtype_from_name(std::string_view name) {
   if (name == "float32") return DType::f32;
   if (name == "float16") return DType::f16;
   if (name == "bfloat16") return DType::bf16;
-  fail("[dtype] expected one of f64, f32, f16, bf16, f8_e4m3, f8_e5m2, i64, i32, i16, i8, u8, bool but got '{}'", name);
+  fail("[dtype] expected one of f64, f32, f16, bf16, f8_e4m3, f8_e5m2, i64, i32, i16, i8, u8, bool, u64, u32, u16 but got '{}'", name);
 }
 
 float f16_to_float(std::uint16_t v) { return half_to_float(v); }
@@ -117,8 +117,11 @@ double load_element(const void* data, DType t, std::int64_t i) {
     case DType::f8_e4m3: return kE4M3[load<std::uint8_t>(data, i)];
     case DType::f8_e5m2: return kE5M2[load<std::uint8_t>(data, i)];
     case DType::i64: return static_cast<double>(load<std::int64_t>(data, i));
+    case DType::u64: return static_cast<double>(load<std::uint64_t>(data, i));
     case DType::i32: return load<std::int32_t>(data, i);
+    case DType::u32: return load<std::uint32_t>(data, i);
     case DType::i16: return load<std::int16_t>(data, i);
+    case DType::u16: return load<std::uint16_t>(data, i);
     case DType::i8: return load<std::int8_t>(data, i);
     case DType::u8:
     case DType::boolean: return load<std::uint8_t>(data, i);
@@ -135,8 +138,11 @@ void store_element(void* data, DType t, std::int64_t i, double v) {
     case DType::f8_e4m3:
     case DType::f8_e5m2: break;
     case DType::i64: return store(data, i, static_cast<std::int64_t>(v));
+    case DType::u64: return store(data, i, static_cast<std::uint64_t>(v));
     case DType::i32: return store(data, i, static_cast<std::int32_t>(v));
+    case DType::u32: return store(data, i, static_cast<std::uint32_t>(v));
     case DType::i16: return store(data, i, static_cast<std::int16_t>(v));
+    case DType::u16: return store(data, i, static_cast<std::uint16_t>(v));
     case DType::i8: return store(data, i, static_cast<std::int8_t>(v));
     case DType::u8: return store(data, i, static_cast<std::uint8_t>(v));
     case DType::boolean: return store(data, i, static_cast<std::uint8_t>(v != 0));

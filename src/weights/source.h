@@ -36,10 +36,15 @@ class Source {
   const TensorInfo& info(std::string_view key) const;
 };
 
+/// A key between quotes as it stands in messages: on one line and of bounded length, whatever a file calls it.
+std::string in_quotes(std::string_view key);
+
 /// Tensors in the caller's memory, such as a mapping of arrays; `keep` lives as long as the source.
-std::shared_ptr<Source> from_views(std::string name, std::map<std::string, TensorView, std::less<>> views, std::shared_ptr<const void> keep);
+std::shared_ptr<Source> from_views(std::string name, std::map<std::string, TensorView, std::less<>> views,
+                                   std::shared_ptr<const void> keep);
 
 /// The same tensors under other names: `names` maps a new key to the source's; keys not named in it are left out.
+/// Throws Error when the source lacks one.
 std::shared_ptr<Source> renamed(std::shared_ptr<const Source> source, std::map<std::string, std::string, std::less<>> names);
 
 }  // namespace comfytp::weights
