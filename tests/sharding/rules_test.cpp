@@ -27,9 +27,9 @@ struct OneOp {
   explicit OneOp(const OpCase& c) {
     std::vector<ValueId> inputs;
     for (std::size_t i = 0; i < c.inputs.size(); ++i) {
-      const ValueId in = graph.add("input", {}, {{"name", fmt::format("in{}", i)}, {"shape", c.inputs[i].shape}, {"dtype", std::string("f32")}});
+      const ValueId in = graph.add("input", {}, {{"name", fmt::format("in{}", i)}, {"shape", c.inputs[i].shape}, {"dtype", std::string(name_of(c.inputs[i].dtype))}});
       makers.push_back(static_cast<int>(graph.nodes().size()));
-      inputs.push_back(graph.add("cast", {in}, {{"dtype", std::string("f32")}}, fmt::format("maker{}", i)));
+      inputs.push_back(graph.add("cast", {in}, {{"dtype", std::string(name_of(c.inputs[i].dtype))}}, fmt::format("maker{}", i)));
     }
     node = static_cast<int>(graph.nodes().size());
     const auto out = graph.add_node(graph::find_op(c.op), inputs, c.attrs, "op");

@@ -19,6 +19,17 @@ class Collective : public Op {
 
  protected:
   static std::size_t dim(const Attrs& a) { return static_cast<std::size_t>(a.integer("dim")); }
+  // Checks group, rank and, where there are any, the parts' bounds; returns the rank.
+  std::size_t checked_rank(const Attrs& a) const {
+    const auto& group = a.ints("group");
+    const auto rank = a.integer("rank"), ranks = static_cast<std::int64_t>(group.size());
+    require(rank >= 0 && rank < ranks, "[{}] expected a rank of {} but got {}", name(), comfytp::to_string(group), rank);
+    if (!a.has("bounds")) return static_cast<std::size_t>(rank);
+    const auto& bounds = a.ints("bounds");
+    require(bounds.size() == group.size() + 1 && bounds[0] == 0 && std::is_sorted(bounds.begin(), bounds.end()),
+            "[{}] expected {} ascending bounds from 0 but got {}", name(), ranks + 1, comfytp::to_string(bounds));
+    return static_cast<std::size_t>(rank);
+  }
   // Copies `part`'s interval [lo, hi) of dimension d to interval [at, ..) of `whole`.
   static void paste(const RefTensor& part, std::int64_t lo, std::int64_t hi, RefTensor& whole, std::int64_t at, std::size_t d) {
     const auto inner = row_major_strides(part.shape)[d];
@@ -39,8 +50,9 @@ class Collective : public Op {
 class AllReduce final : public Collective {
  public:
   std::string_view name() const override { return "all_reduce"; }
-  std::vector<Type> infer(const Attrs&, std::span<const Type> in) const override {
+  std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 1, 1);
+    (void)checked_rank(a);
     return {in[0]};
   }
   double flops(const OpContext& op) const override {
@@ -58,8 +70,8 @@ class ReduceScatter final : public Collective {
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 1, 1);
     const auto& bounds = a.ints("bounds");
-    const auto rank = static_cast<std::size_t>(a.integer("rank"));
-    require(dim(a) < in[0].shape.size() && bounds.size() == a.ints("group").size() + 1 && bounds.back() == in[0].shape[dim(a)],
+    const auto rank = checked_rank(a);
+    require(dim(a) < in[0].shape.size() && bounds.back() == in[0].shape[dim(a)],
             "[reduce_scatter] expected bounds of dimension {} of {} but got {}", dim(a), to_string(in[0]), comfytp::to_string(bounds));
     Type out = in[0];
     out.shape[dim(a)] = bounds[rank + 1] - bounds[rank];
@@ -80,9 +92,8 @@ class AllGather : public Collective {
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 1, 1);
     const auto& bounds = a.ints("bounds");
-    const auto rank = static_cast<std::size_t>(a.integer("rank"));
-    require(dim(a) < in[0].shape.size() && bounds.size() == a.ints("group").size() + 1 &&
-                bounds[rank + 1] - bounds[rank] == in[0].shape[dim(a)],
+    const auto rank = checked_rank(a);
+    require(dim(a) < in[0].shape.size() && bounds[rank + 1] - bounds[rank] == in[0].shape[dim(a)],
             "[all_gather] expected part {} of bounds {} in dimension {} but got {}", rank, comfytp::to_string(bounds), dim(a), to_string(in[0]));
     Type out = in[0];
     out.shape[dim(a)] = bounds.back();
@@ -109,7 +120,7 @@ class HaloExchange final : public Collective {
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 1, 1);
     const auto &bounds = a.ints("bounds"), &lo = a.ints("need_lo"), &hi = a.ints("need_hi");
-    const auto rank = static_cast<std::size_t>(a.integer("rank"));
+    const auto rank = checked_rank(a);
     bool fits = dim(a) < in[0].shape.size() && bounds.size() == lo.size() + 1 && lo.size() == hi.size() &&
                 bounds[rank + 1] - bounds[rank] == in[0].shape[dim(a)];
     for (std::size_t r = 0; fits && r < lo.size(); ++r) fits = 0 <= lo[r] && lo[r] <= hi[r] && hi[r] <= bounds.back();

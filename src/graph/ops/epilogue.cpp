@@ -26,8 +26,8 @@ void check_epilogue(std::string_view op, const Attrs& attrs, std::span<const Typ
     if (step == "silu" || step == "gelu") continue;
     require(takes_operand(step), "[{}] expected an epilogue of bias, mul, add, silu, gelu but got '{}'", op, step);
     require(next < in.size(), "[{}] expected an operand for '{}' of the epilogue but got none", op, step);
-    const Shape expected = step == "bias" ? Shape{out.shape[channel_dim]} : out.shape;
-    require(in[next].shape == expected, "[{}] expected {} of shape {} but got {}", op, step, comfytp::to_string(expected), to_string(in[next]));
+    const Type expected{out.dtype, step == "bias" ? Shape{out.shape[channel_dim]} : out.shape};
+    require(in[next] == expected, "[{}] expected {} as {} but got {}", op, step, to_string(expected), to_string(in[next]));
     ++next;
   }
   require(next == in.size(), "[{}] expected {} inputs but got {}", op, next, in.size());

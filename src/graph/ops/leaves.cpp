@@ -44,9 +44,10 @@ class Weight final : public Op {
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 0, 0);
     const auto &full = a.ints("full"), &offset = a.ints("offset"), &shape = a.ints("shape");
+    expect_shape(name(), full);
     bool fits = full.size() == offset.size() && full.size() == shape.size();
     for (std::size_t d = 0; fits && d < full.size(); ++d)
-      fits = offset[d] >= 0 && shape[d] >= 0 && offset[d] + shape[d] <= full[d];
+      fits = offset[d] >= 0 && shape[d] >= 0 && shape[d] <= full[d] && offset[d] <= full[d] - shape[d];
     require(fits, "[weight] expected a part of {} of shape {} but got offset {} and shape {}", a.text("key"),
             comfytp::to_string(full), comfytp::to_string(offset), comfytp::to_string(shape));
     return {{dtype_from_name(a.text("dtype")), shape}};
@@ -79,6 +80,7 @@ class Constant final : public Op {
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 0, 0);
     const auto& shape = a.ints("shape");
+    expect_shape(name(), shape);
     const auto count = static_cast<std::int64_t>(a.reals("values").size());
     require(count == numel(shape) || count == 1, "[constant] expected {} values or 1 but got {}", numel(shape), count);
     return {{dtype_from_name(a.text("dtype")), shape}};

@@ -62,6 +62,7 @@ class SplitDim final : public Op {
     expect_inputs(name(), in, 1, 1);
     const auto d = dim_of(name(), a, in[0]);
     const auto& sizes = a.ints("sizes");
+    expect_shape(name(), sizes);
     require(numel(sizes) == in[0].shape[d], "[split_dim] expected sizes whose product is {} but got {}", in[0].shape[d],
             comfytp::to_string(sizes));
     Shape shape = in[0].shape;
@@ -132,20 +133,24 @@ class MergeDims final : public Op {
     rule.linear = true;
     return rule;
   }
-  // Nothing moves where the merged dimensions already lie one behind the other.
+  // Nothing moves where the merged dimensions already lie one behind the other; those of size 1 lie anywhere.
   Layout layout(const OpContext& op, std::span<const Order> produced) const override {
     const int dim = static_cast<int>(op.attrs.integer("dim")), count = static_cast<int>(op.attrs.integer("count"));
-    const auto merge = [&](const Order& in) -> Order {
+    Order merged;  // in the order in which they must lie
+    for (int d = dim; d < dim + count; ++d)
+      if (op.in[0].shape[d] != 1 || (d == dim + count - 1 && merged.empty())) merged.push_back(d);
+    const auto inside = [&](int d) { return d >= dim && d < dim + count; };
+    const auto merge = [&](Order in) -> Order {
+      std::erase_if(in, [&](int d) { return inside(d) && std::find(merged.begin(), merged.end(), d) == merged.end(); });
       Order out;
       for (std::size_t i = 0; i < in.size(); ++i) {
-        if (in[i] < dim || in[i] >= dim + count) {
+        if (!inside(in[i])) {
           out.push_back(in[i] < dim ? in[i] : in[i] - count + 1);
           continue;
         }
-        for (int k = 0; k < count; ++k)
-          if (i + k >= in.size() || in[i + k] != dim + k) return {};
+        if (i + merged.size() > in.size() || !std::equal(merged.begin(), merged.end(), in.begin() + i)) return {};
         out.push_back(dim);
-        i += count - 1;
+        i += merged.size() - 1;
       }
       return out;
     };
@@ -158,18 +163,18 @@ class MergeDims final : public Op {
   }
 };
 
-// Attributes: dim, start, stop.
+// Attributes: dim, start, stop, step (1 unless given): every step-th row of [start, stop).
 class Slice final : public Op {
  public:
   std::string_view name() const override { return "slice"; }
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 1, 1);
     const auto d = dim_of(name(), a, in[0]);
-    const auto start = a.integer("start"), stop = a.integer("stop");
-    require(0 <= start && start <= stop && stop <= in[0].shape[d], "[slice] expected an interval inside dimension {} of {} but got [{},{})",
-            d, to_string(in[0]), start, stop);
+    const auto start = a.integer("start"), stop = a.integer("stop"), step = a.integer_or("step", 1);
+    require(0 <= start && start <= stop && stop <= in[0].shape[d] && step >= 1,
+            "[slice] expected an interval inside dimension {} of {} and a step from 1 but got [{},{}) and {}", d, to_string(in[0]), start, stop, step);
     Type out = in[0];
-    out.shape[d] = stop - start;
+    out.shape[d] = (stop - start + step - 1) / step;
     return {out};
   }
   Rule rule(const OpContext& op) const override {
@@ -186,10 +191,9 @@ class Slice final : public Op {
   void reference(const OpContext& op, std::span<const RefTensor> in, std::span<RefTensor> out) const override {
     const auto dim = static_cast<std::size_t>(op.attrs.integer("dim"));
     const auto inner = row_major_strides(in[0].shape)[dim];
-    const auto size = in[0].shape[dim], kept = out[0].shape[dim];
-    if (kept == 0) return;
-    for (std::int64_t o = 0; o < numel(out[0].shape) / (kept * inner); ++o)
-      std::copy_n(in[0].data.begin() + (o * size + op.attrs.integer("start")) * inner, kept * inner, out[0].data.begin() + o * kept * inner);
+    const auto size = in[0].shape[dim], kept = out[0].shape[dim], start = op.attrs.integer("start"), step = op.attrs.integer_or("step", 1);
+    for (std::int64_t i = 0; i < numel(out[0].shape); ++i)
+      out[0].data[i] = in[0].data[(i / inner / kept * size + start + i / inner % kept * step) * inner + i % inner];
   }
 };
 

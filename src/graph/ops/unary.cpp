@@ -38,14 +38,20 @@ class Unary final : public Elementwise {
   double flops_;
 };
 
-// GELU with the error function (Hendrycks & Gimpel 2016) and SiLU (Elfwing et al. 2017), as torch defines them.
+// GELU with the error function and by tanh (Hendrycks & Gimpel 2016) and SiLU (Elfwing et al. 2017), as torch defines them.
 const bool registered = [] {
   const auto add = [](std::string_view name, double (*function)(double), double flops) {
     return detail::register_op(std::make_unique<Unary>(name, function, flops));
   };
   return add("silu", [](double x) { return x / (1 + std::exp(-x)); }, 4) &&
          add("gelu", [](double x) { return 0.5 * x * (1 + std::erf(x / std::numbers::sqrt2)); }, 8) &&
-         add("sin", [](double x) { return std::sin(x); }, 4) && add("cos", [](double x) { return std::cos(x); }, 4);
+         add("gelu_tanh", [](double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x))); }, 10) &&
+         add("sin", [](double x) { return std::sin(x); }, 4) && add("cos", [](double x) { return std::cos(x); }, 4) &&
+         add("tanh", [](double x) { return std::tanh(x); }, 4) && add("sigmoid", [](double x) { return 1 / (1 + std::exp(-x)); }, 4) &&
+         add("relu", [](double x) { return x > 0 ? x : 0; }, 1) && add("exp", [](double x) { return std::exp(x); }, 4) &&
+         add("log", [](double x) { return std::log(x); }, 4) && add("sqrt", [](double x) { return std::sqrt(x); }, 2) &&
+         add("rsqrt", [](double x) { return 1 / std::sqrt(x); }, 2) && add("abs", [](double x) { return std::abs(x); }, 1) &&
+         add("neg", [](double x) { return -x; }, 1) && add("logical_not", [](double x) { return double(x == 0); }, 1);
 }();
 
 // Attribute: dtype. The reference keeps double precision.

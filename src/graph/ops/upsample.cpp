@@ -14,9 +14,14 @@ class UpsampleNearest final : public Op {
     expect_inputs(name(), in, 1, 1);
     expect_rank(name(), "x", in[0], 4);
     const auto &from = a.ints("from"), &to = a.ints("to"), &size = a.ints("size");
+    for (const auto* pair : {"from", "to", "size", "from_offset", "to_offset"})
+      require(a.ints(pair).size() == 2, "[upsample_nearest] expected two numbers as {} but got {}", pair, comfytp::to_string(a.ints(pair)));
     for (int d = 0; d < 2; ++d) {
-      const auto in_offset = a.ints("from_offset")[d], out_offset = a.ints("to_offset")[d];
-      require(from[d] > 0 && to[d] >= from[d] && in_offset + in[0].shape[2 + d] <= from[d] && out_offset + size[d] <= to[d],
+      const auto part = in[0].shape[2 + d], in_offset = a.ints("from_offset")[d], out_offset = a.ints("to_offset")[d];
+      const bool image = 0 < from[d] && from[d] <= to[d] && to[d] < (std::int64_t{1} << 31);
+      const bool inside = image && in_offset >= 0 && in_offset <= from[d] - part && out_offset >= 0 && size[d] >= 0 && size[d] <= to[d] &&
+                          out_offset <= to[d] - size[d];
+      require(inside && (size[d] == 0 || (source(a, d, 0) >= 0 && source(a, d, size[d] - 1) < part)),
               "[upsample_nearest] expected a part of an image {} enlarged to {} but got {} and size {}", comfytp::to_string(from),
               comfytp::to_string(to), to_string(in[0]), comfytp::to_string(size));
     }
