@@ -14,7 +14,7 @@ using Kind = UNetModule::Kind;
 std::string first_few(const std::vector<std::string>& items) {
   constexpr std::size_t shown = 4;
   std::string text;
-  for (std::size_t i = 0; i < std::min(items.size(), shown); ++i) text += (i ? ", " : "") + items[i];
+  for (std::size_t i = 0; i < std::min(items.size(), shown); ++i) text += (i ? ", " : "") + weights::in_quotes(items[i]);
   return items.size() > shown ? fmt::format("{}, … ({} in all)", text, items.size()) : text;
 }
 
@@ -24,7 +24,7 @@ class Detector {
 
   UNet detect() {
     require(any("input_blocks.") && any("middle_block.") && any("output_blocks."),
-            "[models] {}: not a diffusion model (expected tensors input_blocks.…, middle_block.…, output_blocks.…)", name_);
+            "[models] {}: not a diffusion model of a known family (expected tensors input_blocks.…, middle_block.…, output_blocks.…)", name_);
     read_sizes();
     read_blocks();
     check_tensors();
@@ -48,7 +48,7 @@ class Detector {
       std::int64_t index = 0;
       const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), index);
       require(error == std::errc() && end != rest.data() + rest.size() && *end == '.' && index >= 0 && index < 1000,
-              "[models] {}: expected a block's number behind {} but got {}", name_, prefix, it->first);
+              "[models] {}: expected a block's number behind {} but got {}", name_, prefix, weights::in_quotes(it->first));
       result = std::max(result, index + 1);
     }
     return result;
@@ -131,11 +131,10 @@ class Detector {
     if (inside("transformer_blocks.") || inside("proj_in.") || inside("proj_out.")) return Kind::transformer;
     if (inside("op.")) return Kind::downsample;
     if (inside("conv.")) return Kind::upsample;
-    if (has_key(prefix + ".weight") || has_key(prefix + ".bias")) return Kind::conv;
+    if (source_.has(prefix + ".weight") || source_.has(prefix + ".bias")) return Kind::conv;
     fail("[models] {}: expected a ResBlock, a transformer, a convolution or a change of resolution at {} but got {}", name_, prefix,
-         source_.tensors().lower_bound(prefix + ".")->first);
+         weights::in_quotes(source_.tensors().lower_bound(prefix + ".")->first));
   }
-  bool has_key(const std::string& key) const { return source_.has(key); }
 
   void read_transformer(const std::string& prefix, std::int64_t channels) {
     UNetTransformer t{prefix, channels};
@@ -152,7 +151,7 @@ class Detector {
   void check_tensors() {
     const auto required = missing_.empty() ? required_tensors(unet_) : std::vector<std::pair<std::string, Shape>>{};
     for (const auto& [key, shape] : required)
-      if (!has_key(key)) missing_.push_back(key);
+      if (!source_.has(key)) missing_.push_back(key);
     require(missing_.empty(), "[models] {}: expected all tensors of a UNet but {} {} missing: {}", name_, missing_.size(),
             missing_.size() == 1 ? "is" : "are", first_few(missing_));
     require(!unet_.transformers.empty(), "[models] {}: expected a UNet with transformers that attend to a text but it has none", name_);
