@@ -1,0 +1,110 @@
+"""The denoiser of a checkpoint."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import _core
+from ._arrays import empty_like_kind
+from .engine import device_list
+
+# As diffusers' UNet2DConditionModel names its arguments.
+_CONTROL_NAMES = {"down_block_additional_residuals": "down", "mid_block_additional_residual": "middle"}
+
+
+class Denoiser:
+    """A Stable Diffusion UNet (SD1.x, SD2.x, SDXL base and refiner, their inpainting and instruct variants, and narrower or
+    deeper ones of the same construction) on one or several devices.
+
+    weights: the path of a safetensors file (single-file checkpoint or bare denoiser), an index or a diffusers folder; or a
+        mapping of their keys to arrays, such as a state_dict. They stay in their dtype and are decoded at use.
+    devices, mesh, placement, timeout: as in Engine.
+    compute: "f32" or "bf16", the dtype of the arithmetic; sums and norms are f32 in both.
+    heads, head_dim: number or width of the attention heads where the family's rule (8 heads for SD1.x, width 64 for the
+        others) does not hold: shapes do not tell.
+
+    Raises Error: not a diffusion model, missing keys, wrong shapes, unknown devices.
+    """
+
+    def __init__(
+        self,
+        weights: "Mapping[str, Any] | str | os.PathLike[str]",
+        devices: str | Iterable[str] = "cpu:0",
+        mesh: str | None = None,
+        placement: str | None = None,
+        *,
+        compute: str = "f32",
+        heads: int | None = None,
+        head_dim: int | None = None,
+        timeout: float = 600,
+    ) -> None:
+        self._core = _core.Denoiser(
+            weights, device_list(devices), mesh or "", placement or "resident", compute, heads, head_dim, timeout
+        )
+        self._info = self._core.info
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """"family", "layout", "in_channels", "out_channels", "model_channels", "context_dim", "label_dim" (width of y, or
+        None) and "levels" (resolutions; an image is halved levels - 1 times)."""
+        return dict(self._info)
+
+    def __call__(self, x: Any, timesteps: Any, context: Any, y: Any = None, control: Mapping[str, Any] | None = None) -> Any:
+        """The model's output for a noisy latent: [N,C,H,W], C being the model's out_channels.
+
+        x: [N,C,H,W], the latent (for inpainting and instruct models with the mask's and image's channels behind it). H and W
+            are the image's sizes over 8; any size.
+        timesteps: [N], or one number for all samples; 0 to 999.
+        context: [N,L,D], the text encoder's states.
+        y: [N,A], where the model has a label embedding (SDXL: pooled text and sizes).
+        control: ControlNet residuals, {"down": [one for each skip, from the first], "middle": one}, each of its skip's
+            shape; diffusers' names down_block_additional_residuals and mid_block_additional_residual work too.
+
+        All are arrays in host memory that speak DLPack, of any floating dtype and any strides, and are read where they lie.
+        The result comes in the library and the dtype of x (f32 where x is no float of 16 bits or more). Other Python threads
+        run meanwhile; Ctrl-C ends the call. Raises Error naming the input, Cancelled, Timeout.
+        """
+        inputs = {"x": x, "timesteps": timesteps, "context": context}
+        if y is not None:
+            inputs["y"] = y
+        if control is not None:
+            inputs.update(_control_inputs(control))
+        shape = _core.shape_of(x)
+        if len(shape) != 4:
+            raise _core.Error(f"[denoiser] expected x of shape [N,C,H,W] but got {list(shape)}")
+        output = empty_like_kind(x, (shape[0], self._info["out_channels"], *shape[2:]), _core.dtype_of(x))
+        self._core.run(inputs, output)
+        return output
+
+    def load(self, batch: int = 2, height: int = 64, width: int = 64, tokens: int = 77, control: bool = False) -> None:
+        """Loads the weights and prepares calls of these sizes (latent's height and width) ahead of the first."""
+        self._core.load(batch, height, width, tokens, control)
+
+    def unload(self) -> None:
+        """Frees the weights and activations of all devices; the next call loads again."""
+        self._core.unload()
+
+    def cancel(self) -> None:
+        """From any thread: the running call ends soon and raises Cancelled. Without one nothing happens."""
+        self._core.cancel()
+
+    def report(
+        self, batch: int = 2, height: int = 64, width: int = 64, tokens: int = 77, control: bool = False
+    ) -> dict[str, Any]:
+        """What the devices hold and do for a call of these sizes (latent's height and width); see Engine.report."""
+        return self._core.report(batch, height, width, tokens, control)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the denoiser was made; see Engine.stats."""
+        return self._core.stats()
+
+
+def _control_inputs(control: Mapping[str, Any]) -> dict[str, Any]:
+    named = {_CONTROL_NAMES.get(name, name): value for name, value in control.items()}
+    unknown = sorted(set(named) - {"down", "middle"})
+    if unknown or len(named) != len(control):
+        raise _core.Error(f"[denoiser] expected control with 'down' and 'middle' but got {sorted(control)}")
+    inputs = {f"control.{i}": residual for i, residual in enumerate(named.get("down", ()))}
+    if "middle" in named:
+        inputs["control.middle"] = named["middle"]
+    return inputs

@@ -1,0 +1,130 @@
+// comfytp._core.Engine: one graph on the devices.
+#include "engine.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "arrays.h"
+#include "base/error.h"
+#include "interruptible.h"
+#include "module.h"
+
+namespace comfytp::python {
+namespace {
+
+class Engine {
+ public:
+  Engine(const graph::Graph& graph, nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement,
+         double timeout) {
+    auto options = options_of(devices, mesh, placement, timeout);
+    auto source = weights_of(weights);
+    const nb::gil_scoped_release release;
+    graph::verify(graph);
+    engine_ = std::make_unique<runtime::Engine>(std::move(options), std::move(source));
+    compiled_ = engine_->compile(graph);
+  }
+  Engine(const Engine&) = delete;
+  // Workers are joined here, and the weights that they read may need the GIL to die.
+  ~Engine() {
+    const nb::gil_scoped_release release;
+    compiled_.reset();
+    engine_.reset();
+  }
+
+  void load() {
+    run_interruptible([&] { engine_->load(*compiled_); }, [&] { engine_->cancel(); });
+  }
+  void unload() {
+    const nb::gil_scoped_release release;
+    engine_->unload();
+  }
+  void run(const nb::dict& inputs, const nb::dict& outputs) {
+    Arrays arrays;
+    const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
+    run_interruptible([&] { engine_->run(*compiled_, in, out); }, [&] { engine_->cancel(); });
+  }
+  void cancel() { engine_->cancel(); }
+  nb::dict report() const { return report_of(*engine_, *compiled_); }
+  nb::dict stats() const { return stats_of(*engine_); }
+
+ private:
+  std::unique_ptr<runtime::Engine> engine_;
+  std::shared_ptr<runtime::Compiled> compiled_;
+};
+
+}  // namespace
+
+runtime::EngineOptions options_of(const std::string& devices, const std::string& mesh, const std::string& placement, double timeout) {
+  runtime::EngineOptions options;
+  auto& plan = options.plan;
+  plan.devices = backend::parse_devices(devices);
+  plan.mesh = mesh.empty() ? planner::default_mesh(plan.devices) : sharding::Mesh::parse(mesh);
+  require(placement == "resident" || placement == "gathered", "[python] expected placement 'resident' or 'gathered' but got '{}'", placement);
+  plan.placement = placement == "resident" ? sharding::Placement::resident : sharding::Placement::gathered;
+  planner::check(plan);
+  require(timeout > 0, "[python] expected a timeout above 0 seconds but got {}", timeout);
+  options.timeout_seconds = timeout;
+  return options;
+}
+
+nb::dict report_of(const runtime::Engine& engine, const runtime::Compiled& compiled) {
+  nb::list devices;
+  for (const auto& device : engine.report(compiled)) {
+    nb::dict collectives;
+    for (const auto& [kind, of_kind] : device.collectives) {
+      nb::dict entry;
+      entry["count"] = of_kind.count;
+      entry["bytes"] = of_kind.bytes;
+      collectives[kind.c_str()] = entry;
+    }
+    nb::dict entry;
+    entry["name"] = device.name;
+    entry["weight_bytes"] = device.weight_bytes;
+    entry["activation_bytes"] = device.activation_bytes;
+    entry["flops"] = device.flops;
+    entry["collectives"] = collectives;
+    devices.append(entry);
+  }
+  nb::dict report;
+  report["mesh"] = engine.options().plan.mesh.to_string();
+  report["devices"] = devices;
+  report["notes"] = engine.notes(compiled);
+  return report;
+}
+
+nb::dict stats_of(const runtime::Engine& engine) {
+  const auto stats = engine.stats();
+  nb::dict all;
+  all["calls"] = stats.calls;
+  all["prologues"] = stats.prologues;
+  all["programs_built"] = stats.programs_built;
+  all["uploaded_bytes"] = stats.uploaded_bytes;
+  all["load_seconds"] = stats.load_seconds;
+  all["collective_seconds"] = stats.collective_seconds;
+  all["allocated_weight_bytes"] = stats.allocated_weight_bytes;
+  all["allocated_activation_bytes"] = stats.allocated_activation_bytes;
+  return all;
+}
+
+void bind_engine(nb::module_& m) {
+  using namespace nb::literals;
+  nb::class_<Engine>(m, "Engine")
+      .def(nb::init<const graph::Graph&, nb::handle, const std::string&, const std::string&, const std::string&, double>(), "graph"_a, "weights"_a,
+           "devices"_a, "mesh"_a, "placement"_a, "timeout"_a)
+      .def("load", &Engine::load)
+      .def("unload", &Engine::unload)
+      .def("run", &Engine::run, "inputs"_a, "outputs"_a)
+      .def("cancel", &Engine::cancel)
+      .def("report", &Engine::report)
+      .def("stats", &Engine::stats);
+  m.def(
+      "empty", [](const Shape& shape, const std::string& dtype) { return empty(shape, dtype_from_name(dtype)); }, "shape"_a, "dtype"_a,
+      "An uninitialised array in host memory that speaks DLPack.");
+  m.def(
+      "dtype_of", [](nb::handle array) { return std::string(name_of(Arrays().read(array, "an array").dtype)); }, "array"_a,
+      "The engine's name of an array's dtype.");
+  m.def(
+      "shape_of", [](nb::handle array) { return to_tuple(Arrays().read(array, "an array").shape); }, "array"_a, "An array's sizes.");
+}
+
+}  // namespace comfytp::python

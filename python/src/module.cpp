@@ -1,0 +1,24 @@
+// comfytp._core: what the package's Python files translate to the engine.
+#include "module.h"
+
+#include <nanobind/nanobind.h>
+
+#include "base/error.h"
+
+NB_MODULE(_core, m) {
+  namespace nb = nanobind;
+  m.doc() = "The engine's core. Use the package comfytp.";
+
+  // The newest translator is asked first, so the special ones come last.
+  const nb::object error = nb::exception<comfytp::Error>(m, "Error", PyExc_RuntimeError);
+  const nb::object cancelled = nb::exception<comfytp::Cancelled>(m, "Cancelled", error);
+  const nb::object timeout = nb::exception<comfytp::Timeout>(m, "Timeout", error);
+  error.attr("__doc__") = "A failure that can be acted on; its text says what was expected, what was got, and where.";
+  cancelled.attr("__doc__") = "The call was ended by cancel().";
+  timeout.attr("__doc__") = "A device waited for another longer than the time-out allows.";
+  for (const auto& type : {error, cancelled, timeout}) type.attr("__module__") = "comfytp";
+
+  comfytp::python::bind_graph(m);
+  comfytp::python::bind_engine(m);
+  comfytp::python::bind_denoiser(m);
+}
