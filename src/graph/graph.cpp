@@ -16,6 +16,7 @@ std::vector<ValueId> Graph::add_node(const Op& op, std::vector<ValueId> inputs, 
   std::vector<Type> out;
   try {
     out = op.infer(attrs, in);
+    for (const auto& t : out) expect_shape(op.name(), t.shape);
   } catch (const Error& e) {
     if (name.empty()) throw;
     fail("{} (at '{}')", e.what(), name);

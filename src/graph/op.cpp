@@ -101,6 +101,14 @@ void expect_inputs(std::string_view op, std::span<const Type> in, std::size_t le
   require(in.size() >= least && in.size() <= most, "[{}] expected {} to {} inputs but got {}", op, least, most, in.size());
 }
 
+void expect_shape(std::string_view op, const Shape& shape) {
+  std::int64_t room = std::int64_t{1} << 48;
+  for (auto size : shape) {
+    require(size >= 0 && size <= room, "[{}] expected sizes from 0 and at most 2^48 elements but got {}", op, comfytp::to_string(shape));
+    room /= std::max<std::int64_t>(size, 1);
+  }
+}
+
 void expect_rank(std::string_view op, std::string_view operand, const Type& type, std::size_t rank) {
   require(type.shape.size() == rank, "[{}] expected {} of rank {} but got {}", op, operand, rank, to_string(type));
 }

@@ -146,6 +146,8 @@ bool register_op(std::unique_ptr<Op> op);
 
 // Helpers that most ops need.
 void expect_inputs(std::string_view op, std::span<const Type> in, std::size_t least, std::size_t most);
+/// No negative size, and few enough elements that no later arithmetic overflows (2^48).
+void expect_shape(std::string_view op, const Shape& shape);
 void expect_rank(std::string_view op, std::string_view operand, const Type& type, std::size_t rank);
 /// One free factor for each dimension of `shape`, used by every operand of that shape.
 std::vector<DimRule> free_dims(Rule& rule, const Shape& shape, std::string_view prefix = "d");

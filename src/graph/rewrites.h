@@ -7,15 +7,18 @@ namespace comfytp::graph {
 
 /// Before partitioning: what makes a graph easy to cut, and what makes a built and an imported graph alike.
 /// A linear or convolution whose output is only sliced along its output channels (a merged projection) becomes one per
-/// slice, with its part of the weight; an epilogue's bias becomes an add; equal nodes become one; what nothing needs goes.
+/// slice, with its part of the weight; epilogues and activations become nodes of their own; views that undo each other
+/// and casts that do nothing go; small nodes of constants become constants; equal nodes become one; what nothing needs goes.
 Graph normalise(const Graph& graph);
 
 /// After partitioning, on one device's graph: bias, activation, products and sums that stand alone behind a linear or a
-/// convolution become its epilogue; silu behind a group_norm becomes its activation.
+/// convolution become its epilogue; silu behind a group_norm becomes its activation. Nothing moves from the prologue into
+/// the call.
 Graph fuse(const Graph& graph);
 
 /// For every node: does it depend on inputs that vary with the call? The others (those that hang on prompt inputs,
-/// weights and constants alone) are the prologue and run once per prompt.
+/// weights and constants alone) are the prologue and run once per prompt. A fetch_weight whose readers all vary counts as
+/// varying: kept from the prologue on, it would take the memory that fetching saves.
 std::vector<bool> varies_per_call(const Graph& graph);
 
 }  // namespace comfytp::graph

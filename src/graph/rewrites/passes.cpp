@@ -1,0 +1,27 @@
+#include "graph/rewrites/passes.h"
+
+namespace comfytp::graph {
+
+bool is_projection(const Node& node) { return is(node, "linear") || is(node, "conv2d"); }
+
+std::size_t channel_dim(const Graph& graph, const Node& projection) {
+  return is(projection, "conv2d") ? 1 : graph.type(projection.outputs[0]).shape.size() - 1;
+}
+
+bool is_per_channel(const Shape& operand, const Shape& out, std::size_t channel) {
+  const std::size_t skip = out.size() - operand.size();
+  if (operand.size() > out.size() || skip > channel) return false;
+  for (std::size_t d = 0; d < operand.size(); ++d)
+    if (operand[d] != (d + skip == channel ? out[channel] : 1)) return false;
+  return true;
+}
+
+std::vector<std::vector<int>> readers(const Graph& graph) {
+  std::vector<std::vector<int>> result(graph.value_count());
+  for (std::size_t i = 0; i < graph.nodes().size(); ++i)
+    for (ValueId id : graph.nodes()[i].inputs) result[static_cast<std::size_t>(id)].push_back(static_cast<int>(i));
+  for (const auto& output : graph.outputs()) result[static_cast<std::size_t>(output.value)].push_back(-1);
+  return result;
+}
+
+}  // namespace comfytp::graph

@@ -1,0 +1,34 @@
+// The single rewrites that normalise() runs until none of them finds anything to do, and what rewrites share.
+#pragma once
+
+#include <optional>
+
+#include "graph/graph.h"
+
+namespace comfytp::graph {
+
+/// Each returns nothing where it changes nothing.
+using Pass = std::optional<Graph> (*)(const Graph&);
+
+/// The epilogue of a linear or conv2d and the activation of a group_norm become nodes of their own.
+std::optional<Graph> expand_epilogues(const Graph& graph);
+/// Nodes that are equal to an earlier one give way to it.
+std::optional<Graph> share_equal_nodes(const Graph& graph);
+/// Views, casts, slices and concats that undo each other or do nothing go; a slice moves above the views before it.
+std::optional<Graph> simplify_views(const Graph& graph);
+/// Small nodes that read constants alone become constants.
+std::optional<Graph> fold_constants(const Graph& graph);
+/// A linear or conv2d that is only sliced along its output channels becomes one for each slice.
+std::optional<Graph> split_merged_projections(const Graph& graph);
+
+/// linear or conv2d.
+bool is_projection(const Node& node);
+/// The dimension of a projection's output that its weight's dimension 0 makes.
+std::size_t channel_dim(const Graph& graph, const Node& projection);
+/// `operand` broadcasts over all dimensions of `out` but `channel`: a bias, whatever its dimensions of size 1.
+bool is_per_channel(const Shape& operand, const Shape& out, std::size_t channel);
+
+/// Who reads each value: indices of nodes (twice where a node reads it twice), and -1 for an output of the graph.
+std::vector<std::vector<int>> readers(const Graph& graph);
+
+}  // namespace comfytp::graph

@@ -1,0 +1,105 @@
+// Properties of all rewrites on random graphs.
+#include "graph/rewrites.h"
+
+#include <gtest/gtest.h>
+
+#include "graph/text.h"
+#include "random_graph.h"
+
+namespace comfytp::graph {
+namespace {
+
+struct Rewrite {
+  const char* name;
+  Graph (*run)(const Graph&);
+};
+void PrintTo(const Rewrite& rewrite, std::ostream* out) { *out << rewrite.name; }
+
+class RewriteOf : public testing::TestWithParam<std::tuple<Rewrite, int>> {
+ protected:
+  template <typename Check>
+  void each(Check check) const {
+    for (int i = 0; i < 25; ++i) {
+      const Graph graph = test::random_graph(static_cast<std::uint32_t>(std::get<1>(GetParam()) * 1000 + i), 60);
+      const Graph rewritten = std::get<0>(GetParam()).run(graph);
+      check(graph, rewritten);
+      if (HasFatalFailure()) FAIL() << to_text(graph) << "\nrewritten\n" << to_text(rewritten);
+    }
+  }
+};
+
+TEST_P(RewriteOf, KeepsTheValues) {
+  const auto leaves = test::seeded_leaves();
+  each([&](const Graph& graph, const Graph& rewritten) {
+    ASSERT_NO_THROW(verify(rewritten));
+    ASSERT_LE(test::difference(evaluate(graph, leaves), evaluate(rewritten, leaves)), 1e-12);
+  });
+}
+
+TEST_P(RewriteOf, KeepsInputsAndOutputs) {
+  each([&](const Graph& graph, const Graph& rewritten) {
+    ASSERT_EQ(graph.all("input").size(), rewritten.all("input").size());
+    ASSERT_EQ(graph.outputs().size(), rewritten.outputs().size());
+    for (std::size_t i = 0; i < graph.outputs().size(); ++i) {
+      ASSERT_EQ(graph.outputs()[i].name, rewritten.outputs()[i].name);
+      ASSERT_EQ(graph.type(graph.outputs()[i].value), rewritten.type(rewritten.outputs()[i].value));
+    }
+  });
+}
+
+TEST_P(RewriteOf, FindsNothingMoreInItsOwnResult) {
+  each([&](const Graph&, const Graph& rewritten) { ASSERT_EQ(to_text(std::get<0>(GetParam()).run(rewritten)), to_text(rewritten)); });
+}
+
+const Rewrite kRewrites[] = {
+    {"normalise", normalise}, {"fuse", fuse}, {"fuse_normalised", [](const Graph& g) { return fuse(normalise(g)); }}, {"prune", prune}};
+INSTANTIATE_TEST_SUITE_P(Random, RewriteOf, testing::Combine(testing::ValuesIn(kRewrites), testing::Range(0, 6)), [](const auto& info) {
+  return std::string(std::get<0>(info.param).name) + std::to_string(std::get<1>(info.param));
+});
+
+// The prologue is closed: what runs once per prompt reads nothing that changes with the call.
+TEST(VariesPerCall, GrowsAlongTheGraph) {
+  for (std::uint32_t seed = 0; seed < 50; ++seed) {
+    const Graph g = test::random_graph(seed, 60);
+    const auto varies = varies_per_call(g);
+    for (std::size_t i = 0; i < g.nodes().size(); ++i)
+      for (ValueId id : g.nodes()[i].inputs) EXPECT_LE(varies[static_cast<std::size_t>(g.value(id).node)], varies[i]);
+  }
+}
+
+TEST(VariesPerCall, FollowsTheInputsThatVary) {
+  const Graph g = parse(R"(
+    %0 = input() {name="x", shape=[2,4], dtype="f32"}
+    %1 = input() {name="context", shape=[2,4], dtype="f32", varies="prompt"}
+    %2 = weight() {key="w", dtype="f32", full=[4,4], offset=[0,0], shape=[4,4]}
+    %3 = linear(%1, %2)
+    %4 = all_reduce(%3) {group=[0,1], rank=0}
+    %5 = all_reduce(%0) {group=[0,1], rank=0}
+    %6 = add(%4, %5)
+    output y = %6)");
+  EXPECT_EQ(varies_per_call(g), (std::vector<bool>{true, false, false, false, false, true, true}));
+}
+
+TEST(VariesPerCall, FetchesAWeightInTheCallThatUsesIt) {
+  const Graph g = parse(R"(
+    %0 = input() {name="x", shape=[2,4], dtype="f32"}
+    %1 = input() {name="context", shape=[2,4], dtype="f32", varies="prompt"}
+    %2 = weight() {key="w", dtype="f32", full=[4,4], offset=[0,0], shape=[2,4]}
+    %3 = fetch_weight(%2) {group=[0,1], rank=0, dim=0, bounds=[0,2,4]}
+    %4 = linear(%0, %3)
+    %5 = weight() {key="b", dtype="f32", full=[4,1], offset=[0,0], shape=[2,1]}
+    %6 = fetch_weight(%5) {group=[0,1], rank=0, dim=0, bounds=[0,2,4]}
+    %7 = merge_dims(%6) {dim=0, count=2}
+    %8 = add(%4, %7)
+    %9 = weight() {key="v", dtype="f32", full=[4,4], offset=[0,0], shape=[2,4]}
+    %10 = fetch_weight(%9) {group=[0,1], rank=0, dim=0, bounds=[0,2,4]}
+    %11 = linear(%1, %10)
+    %12 = mul(%11, %8)
+    output y = %12)");
+  const auto varies = varies_per_call(g);
+  for (int i : {3, 6, 7}) EXPECT_TRUE(varies[i]) << i;
+  for (int i : {2, 5, 9, 10, 11}) EXPECT_FALSE(varies[i]) << i;
+}
+
+}  // namespace
+}  // namespace comfytp::graph
