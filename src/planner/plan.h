@@ -16,9 +16,13 @@ struct Plan {
   sharding::Placement placement = sharding::Placement::resident;
 };
 
+/// {"version": 1, "devices": [{"name": "cpu:0", "limit_bytes": …}, …], "mesh": "tensor=2", "weights": "resident"}.
 std::string to_json(const Plan& plan);
-/// Throws Error naming the field.
-Plan from_json(const std::string& text);
+/// The inverse, checked; fields of other names are passed over. Throws Error naming the field.
+Plan from_json(const std::string& json);
+
+/// "resident" or "gathered". Throws Error.
+sharding::Placement placement_from_name(const std::string& name);
 
 /// The mesh for `devices` where the user named none.
 sharding::Mesh default_mesh(const std::vector<backend::DeviceSpec>& devices);

@@ -1,0 +1,61 @@
+# make: the short names of everyday work. What they do stands in CMakePresets.json and scripts/.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+FUZZ_SECONDS ?= 60
+LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+PYTHON := build/venv/bin/python
+export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
+
+.PHONY: help setup build demo test sanitize asan tsan fuzz bench format clean
+help:
+	@echo 'make build     the program build/comfytp'
+	@echo 'make demo      split a full-size model over two devices and compare with one'
+	@echo 'make test      build and run every test'
+	@echo 'make sanitize  the tests under address, undefined and thread sanitizers, and fuzzing'
+	@echo 'make bench     time against PyTorch on the same cores'
+	@echo 'make setup     install what all of them need; they do it themselves'
+	@echo 'make format    clang-format;  make clean: remove build/ but build/venv and build/demo'
+
+setup: build/.setup-dev build/.setup-sanitize
+
+build/.setup-%: scripts/setup requirements-build.txt requirements-dev.txt
+	scripts/setup $*
+	@touch $@
+
+build: build/.setup-build
+	cmake --preset release $(LAUNCHER)
+	cmake --build --preset release
+	ln -sfn release/comfytp build/comfytp
+
+demo: build
+	scripts/demo
+
+build-tests: build/.setup-dev
+	cmake --preset test $(LAUNCHER)
+	cmake --build --preset test
+	ln -sfn test/python build/python
+.PHONY: build-tests
+
+test: build-tests
+	ctest --preset test
+	COMFYTP=$(CURDIR)/build/test/comfytp PYTHONPATH=$(CURDIR)/build/python $(PYTHON) -m pytest -q tests
+
+sanitize: asan tsan fuzz
+
+asan tsan: build/.setup-sanitize
+	cmake --preset $@ $(LAUNCHER)
+	cmake --build --preset $@
+	ctest --preset $@
+
+fuzz: build/.setup-sanitize
+	cmake --preset fuzz $(LAUNCHER)
+	cmake --build --preset fuzz
+	scripts/fuzz $(FUZZ_SECONDS)
+
+bench: build-tests
+	PYTHONPATH=$(CURDIR)/build/python $(PYTHON) bench/cpu_unet.py
+
+format:
+	clang-format -i $$(git ls-files '*.cpp' '*.h')
+
+clean:
+	rm -rf build/comfytp build/python build/release build/debug build/test build/asan build/tsan build/fuzz

@@ -1,0 +1,97 @@
+// comfytp bench: how long a call takes.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "interrupt.h"
+#include "options.h"
+#include "progress.h"
+#include "sampling.h"
+#include "statistics.h"
+#include "table.h"
+
+namespace comfytp::cli {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Options {
+  ModelOptions model;
+  CallOptions call;
+  int runs = 5, warmup = 1;
+  bool json = false;
+};
+
+int bench(const Options& options) {
+  const auto plan = options.model.plan();
+  Progress loading("loading weights");
+  const auto denoiser = options.model.open(plan, [&](auto done, auto total) { loading(done, total); });
+  const auto& unet = denoiser->checkpoint().unet;
+  const auto call = options.call.call(unet);
+  auto& engine = denoiser->engine();
+  const Interruptible guard(engine);
+  engine.load(*denoiser->compile(call));
+
+  SeededCall rows(unet, call, 1);
+  Progress running("running");
+  std::vector<double> seconds;
+  std::vector<std::vector<double>> collective_seconds(plan.devices.size());
+  for (int i = -options.warmup; i < options.runs; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    denoiser->run(rows.inputs(), rows.output_view());
+    const auto end = std::chrono::steady_clock::now();
+    running(i + options.warmup + 1, options.runs + options.warmup);
+    check_interrupt();
+    if (i < 0) continue;
+    seconds.push_back(std::chrono::duration<double>(end - begin).count());
+    const auto stats = engine.stats();
+    for (std::size_t d = 0; d < plan.devices.size(); ++d) collective_seconds[d].push_back(stats.collective_seconds.at(d));
+  }
+
+  const auto stats = engine.stats();
+  const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
+  ordered_json devices = ordered_json::array();
+  std::vector<std::vector<std::string>> rows_text = {{"device", "peak memory", "weights", "activations", "in collectives"}};
+  for (std::size_t d = 0; d < plan.devices.size(); ++d) {
+    // One arena serves all calls and is never given back, so what is allocated now is the peak.
+    const auto weights = stats.allocated_weight_bytes.at(d), activations = stats.allocated_activation_bytes.at(d);
+    const double waited = median(collective_seconds[d]);
+    devices.push_back({{"name", plan.devices[d].name()},
+                       {"peak_bytes", weights + activations},
+                       {"weight_bytes", weights},
+                       {"activation_bytes", activations},
+                       {"collective_seconds", waited}});
+    rows_text.push_back(
+        {plan.devices[d].name(), bytes_text(weights + activations), bytes_text(weights), bytes_text(activations), seconds_text(waited)});
+  }
+  if (options.json) {
+    const ordered_json report = {
+        {"median_seconds", median(seconds)},  {"min_seconds", *least}, {"max_seconds", *most}, {"runs", options.runs},
+        {"load_seconds", stats.load_seconds}, {"devices", devices}};
+    fmt::print("{}\n", report.dump(2));
+  } else {
+    fmt::print("a call  {} (median of {}), {} to {}\n", seconds_text(median(seconds)), options.runs, seconds_text(*least),
+               seconds_text(*most));
+    fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
+    print_table(rows_text);
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Command& chosen) {
+  auto options = std::make_shared<Options>();
+  auto* command = app.add_subcommand("bench", "Times calls of the denoiser: median, least and most, loading, memory, collectives");
+  options->model.add_to(*command, true);
+  options->call.add_to(*command);
+  command->add_option("--runs", options->runs, "Calls that are timed")->capture_default_str()->check(CLI::Range(1, 100000));
+  command->add_option("--warmup", options->warmup, "Calls before them")->capture_default_str()->check(CLI::Range(0, 1000));
+  command->add_flag("--json", options->json, "Print JSON");
+  command->callback([options, &chosen] { chosen = [options] { return bench(*options); }; });
+}
+
+}  // namespace comfytp::cli

@@ -1,0 +1,113 @@
+#include "options.h"
+
+#include <charconv>
+#include <fstream>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/mapped_file.h"
+#include "weights/checkpoint.h"
+
+namespace comfytp::cli {
+namespace {
+
+constexpr std::int64_t kPixelsPerLatent = 8;  // the VAEs of these families halve an image three times
+
+std::string read_text(const std::string& path) {
+  const MappedFile file(path_from_utf8(path));
+  const auto bytes = file.bytes();
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+std::int64_t pixels(std::string_view text, const std::string& size) {
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  require(error == std::errc() && end == text.data() + text.size() && value > 0 && value % kPixelsPerLatent == 0 && value <= 1 << 16,
+          "[size] expected WIDTHxHEIGHT in pixels, each a multiple of {} up to {}, as in 1024x768 but got '{}'", kPixelsPerLatent, 1 << 16,
+          size);
+  return value;
+}
+
+std::string default_size(const std::string& family) {
+  if (family == "sd2") return "768x768";
+  return family == "sdxl" || family == "sdxl-refiner" ? "1024x1024" : "512x512";
+}
+
+}  // namespace
+
+void add_heads(CLI::App& command, models::HeadOptions& heads) {
+  auto* count = command.add_option("--heads", heads.heads, "Heads of every attention, where the family's rule does not hold");
+  command.add_option("--head-dim", heads.head_dim, "Or the width of a head")->excludes(count)->check(CLI::PositiveNumber);
+  count->check(CLI::PositiveNumber);
+}
+
+void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
+  command.add_option("checkpoint", checkpoint, "A .safetensors file, its index, or a diffusers folder")->required()->type_name("CKPT");
+  auto* d = command.add_option("--devices", devices, "Devices in the order of the mesh, as in cpu:0,cpu:1@2GiB (default cpu:0)");
+  auto* m =
+      command.add_option("--mesh", mesh, "Axes and their sizes, as in batch=2,tensor=2; tensor=2:1 gives unequal parts (default tensor=N)");
+  auto* w =
+      command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: 1/N of every weight");
+  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32 or bf16")->capture_default_str();
+  add_heads(command, heads);
+  if (accepts_plan)
+    command.add_option("--plan", plan_file, "What `comfytp plan --json` printed, in place of --devices, --mesh and --weights")
+        ->type_name("FILE")
+        ->excludes(d)
+        ->excludes(m)
+        ->excludes(w);
+}
+
+planner::Plan ModelOptions::plan() const {
+  if (plan_file) {
+    try {
+      return planner::from_json(read_text(*plan_file));
+    } catch (const Error& error) {
+      fail("{}: {}", *plan_file, error.what());
+    }
+  }
+  planner::Plan plan;
+  plan.devices = backend::parse_devices(devices.value_or("cpu:0"));
+  plan.mesh = mesh ? sharding::Mesh::parse(*mesh) : planner::default_mesh(plan.devices);
+  plan.placement = planner::placement_from_name(weights.value_or("resident"));
+  planner::check(plan);
+  return plan;
+}
+
+DType ModelOptions::compute_dtype() const {
+  const auto dtype = dtype_from_name(compute);
+  require(dtype == DType::f32 || dtype == DType::bf16, "[compute] expected f32 or bf16 but got '{}'", compute);
+  return dtype;
+}
+
+std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan,
+                                                       std::function<void(std::int64_t, std::int64_t)> progress) const {
+  pipeline::DenoiserOptions options;
+  options.engine.plan = plan;
+  options.engine.progress = std::move(progress);
+  options.heads = heads;
+  options.compute = compute_dtype();
+  return std::make_unique<pipeline::Denoiser>(weights::open_checkpoint(path_from_utf8(checkpoint)), std::move(options));
+}
+
+void CallOptions::add_to(CLI::App& command) {
+  command.add_option("--size", size, "Width x height in pixels, as in 1024x768 (default: the family's own size)");
+  command.add_option("--batch", batch, "Rows of a call; classifier-free guidance takes two an image")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command.add_option("--tokens", tokens, "Tokens of the text")->capture_default_str()->check(CLI::PositiveNumber);
+}
+
+models::UNetCall CallOptions::call(const models::UNet& unet) const {
+  const std::string text = size.value_or(default_size(unet.family));
+  const auto cross = text.find('x');
+  require(cross != std::string::npos, "[size] expected WIDTHxHEIGHT in pixels as in 1024x768 but got '{}'", text);
+  models::UNetCall call;
+  call.batch = batch;
+  call.width = pixels(std::string_view(text).substr(0, cross), text) / kPixelsPerLatent;
+  call.height = pixels(std::string_view(text).substr(cross + 1), text) / kPixelsPerLatent;
+  call.tokens = tokens;
+  return call;
+}
+
+}  // namespace comfytp::cli

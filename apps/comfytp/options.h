@@ -1,0 +1,44 @@
+// The options that several subcommands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "pipeline/denoiser.h"
+#include "planner/plan.h"
+
+namespace comfytp::cli {
+
+/// Which model on which devices.
+struct ModelOptions {
+  std::string checkpoint;
+  std::optional<std::string> devices, mesh, weights, plan_file;
+  std::string compute = "f32";
+  models::HeadOptions heads;
+
+  /// `accepts_plan`: --plan FILE may stand instead of devices, mesh and weights.
+  void add_to(CLI::App& command, bool accepts_plan);
+  /// What the options or the plan's file say, checked. Throws Error.
+  planner::Plan plan() const;
+  DType compute_dtype() const;
+  /// Maps the checkpoint, recognises it, opens the devices of `plan`.
+  std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, std::function<void(std::int64_t, std::int64_t)> progress = {}) const;
+};
+
+/// The sizes of a call.
+struct CallOptions {
+  std::optional<std::string> size;
+  std::int64_t batch = 2;
+  std::int64_t tokens = 77;
+
+  void add_to(CLI::App& command);
+  /// Throws Error naming what is wrong with the size.
+  models::UNetCall call(const models::UNet& unet) const;
+};
+
+void add_heads(CLI::App& command, models::HeadOptions& heads);
+
+}  // namespace comfytp::cli

@@ -1,0 +1,37 @@
+// A few denoising steps from seeded noise, for comparing and timing.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "pipeline/denoiser.h"
+
+namespace comfytp::cli {
+
+/// The inputs of a call, drawn from a seed: the same for every device plan, size and thread count.
+class SeededCall {
+ public:
+  SeededCall(const models::UNet& unet, const models::UNetCall& call, std::uint64_t seed);
+
+  /// The latent [N,C,H,W] that the model is given, and the timestep of all rows.
+  std::vector<float> x, timesteps, context, y, output;
+  std::map<std::string, TensorView> inputs();
+  TensorView output_view();
+
+ private:
+  const models::UNet unet_;
+  const models::UNetCall call_;
+};
+
+struct Sampled {
+  std::vector<float> latent;         ///< after the last step
+  std::vector<double> step_seconds;  ///< of each call
+};
+
+/// Euler's method (Karras et al. 2022, algorithm 1 without noise) over the noise schedule of Stable Diffusion, from the
+/// highest noise to none. With an even batch its halves are the two branches of classifier-free guidance.
+Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed,
+               const std::function<void(int done)>& progress);
+
+}  // namespace comfytp::cli
