@@ -3,9 +3,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "arrays.h"
 #include "base/error.h"
 #include "graph/builder.h"
+#include "graph/evaluate.h"
 #include "graph/text.h"
 #include "module.h"
 
@@ -65,6 +68,37 @@ ValueId constant(Graph& g, nb::handle values, const std::string& dtype) {
   graph::Doubles numbers(static_cast<std::size_t>(view.numel()));
   copy(view, TensorView::dense(numbers.data(), DType::f64, view.shape));
   return builder(g, "f32").constant(view.shape, std::move(numbers), dtype.empty() ? view.dtype : dtype_from_name(dtype));
+}
+
+// Through the ops' references, in double precision.
+nb::dict evaluate(const Graph& g, const nb::dict& inputs, const nb::dict& weights) {
+  Arrays arrays;
+  const auto given = arrays.read_all(inputs, "input"), stored = arrays.read_all(weights, "weight");
+  graph::Results results;
+  {
+    const nb::gil_scoped_release release;
+    graph::verify(g);
+    results = graph::evaluate(g, [&](const graph::Node& node) {
+      const bool is_input = graph::is(node, "input");
+      const auto& name = node.attrs.text(is_input ? "name" : "key");
+      const auto& all = is_input ? given : stored;
+      const auto found = all.find(name);
+      require(found != all.end(), "[evaluate] expected {} '{}' but there is none", node.op->name(), name);
+      const auto& whole = node.attrs.ints(is_input ? "shape" : "full");
+      require(found->second.numel() == numel(whole), "[evaluate] expected '{}' of shape {} but got {}", name, to_string(whole),
+              to_string(found->second.shape));
+      graph::RefTensor value(whole);
+      copy(found->second, TensorView::dense(value.data.data(), DType::f64, found->second.shape));
+      return value;
+    });
+  }
+  nb::dict all;
+  for (const auto& [name, value] : results) {
+    auto array = empty(value.shape, DType::f64);
+    std::copy(value.data.begin(), value.data.end(), static_cast<double*>(array.data()));
+    all[name.c_str()] = array;
+  }
+  return all;
 }
 
 // name -> (dtype, shape)
@@ -142,6 +176,9 @@ void bind_graph(nb::module_& m) {
           "name"_a, "value"_a, "Makes a value an output of the graph.")
       .def("shape", [](const Graph& g, ValueId value) { return to_tuple(type_of(g, value).shape); }, "value"_a)
       .def("dtype", [](const Graph& g, ValueId value) { return std::string(name_of(type_of(g, value).dtype)); }, "value"_a)
+      .def("evaluate", &evaluate, "inputs"_a, "weights"_a = nb::dict(),
+           "Runs the graph through the ops' slow, plain references, in double precision: what every backend is held against.\n\n"
+           "inputs, weights: names to arrays. Returns output names to f64 arrays that speak DLPack.")
       .def("verify", [](const Graph& g) { graph::verify(g); }, "Raises Error naming the node if something does not hold.")
       .def_prop_ro("inputs", &signature_of_inputs, "Inputs: name -> (dtype, shape).")
       .def_prop_ro("outputs", &signature_of_outputs, "Outputs: name -> (dtype, shape).");
