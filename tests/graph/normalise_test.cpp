@@ -68,6 +68,12 @@ TEST_F(Normalise, TellsAMergedConvolutionApart) {
   EXPECT_EQ(ops_after(g), "conv2d add conv2d add");
 }
 
+TEST_F(Normalise, LeavesAGroupedConvolutionWhole) {
+  const auto y = g.add("conv2d", {image, b.weight("k", {6, 2, 1, 1})}, {{"stride", Ints{1, 1}}, {"padding", Ints(4, 0)}, {"groups", 2}});
+  g.add_output("a", b.slice(y, 1, 0, 3));
+  EXPECT_EQ(ops_after(g), "conv2d slice");
+}
+
 TEST_F(Normalise, LeavesAProjectionWholeThatIsReadWhole) {
   const auto y = b.linear(x, b.weight("w", {12, 4}), b.weight("b", {12}), "y");
   g.add_output("part", b.slice(y, 2, 0, 4));
@@ -215,6 +221,16 @@ const Undone kUndone[] = {
        return b.slice(b.transpose(x, {2, 0, 1}), 0, 1, 2);
      },
      "slice transpose"},
+    {"NoPadding",
+     [](Builder& b, ValueId x) {
+       return b.graph.add("pad", {x}, {{"before", Ints(3, 0)}, {"after", Ints(3, 0)}, {"mode", "replicate"}});
+     },
+     ""},
+    {"NoExpansion",
+     [](Builder& b, ValueId x) {
+       return b.graph.add("expand", {x}, {{"shape", Ints{2, 3, 4}}});
+     },
+     ""},
     {"ConcatOfOne", [](Builder& b, ValueId x) { return b.concat({x}, 1); }, ""},
     {"Unused",
      [](Builder& b, ValueId x) {

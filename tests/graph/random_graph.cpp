@@ -83,25 +83,57 @@ class Generator {
     push(b_.slice(x, dim, start, from(std::min(start + 1, size), size)));
   }
 
+  // One of the ops that models of today have a few of.
+  void rarer(ValueId x, std::int64_t dim) {
+    const Shape s = shape(x);
+    Ints before(s.size(), 0), wider = s;
+    before[static_cast<std::size_t>(dim)] = from(0, 2);
+    switch (below(6)) {
+      case 0:
+        push(graph_.add("softmax", {x}, {{"dim", dim}}));
+        break;
+      case 1:
+        push(graph_.add(one_of<const char*>({"sum", "amax"}), {x}, {{"dims", Ints{dim}}}));
+        break;
+      case 2:
+        push(graph_.add("pad", {x}, {{"before", before}, {"after", Ints(s.size(), 0)}, {"mode", "constant"}, {"value", 0.5}}));
+        break;
+      case 3:
+        for (auto& size : wider) size = size == 1 ? from(1, 3) : size;
+        push(graph_.add("expand", {x}, {{"shape", wider}}));
+        break;
+      case 4: {
+        Shape other = s;
+        if (s.size() < 2) break;
+        std::swap(other[s.size() - 1], other[s.size() - 2]);
+        push(graph_.add("matmul", {x, like(other)}));
+        break;
+      }
+      case 5:
+        push(graph_.add("rms_norm", {x, weight({s.back()})}, {{"epsilon", 0.1}}));
+        break;
+    }
+  }
+
   void step() {
     const ValueId x = any();
     const Shape s = shape(x);
     const auto rank = static_cast<std::int64_t>(s.size());
     const auto dim = rank ? from(0, rank - 1) : 0;
-    switch (below(16)) {
+    switch (below(17)) {
       case 0:
       case 1:
         if (rank >= 1) projection(x, rank == 4 && coin());
         break;
       case 2:
-        push(b_.unary(one_of<const char*>({"silu", "gelu", "sin", "cos"}), x));
+        push(b_.unary(one_of<const char*>({"silu", "gelu", "gelu_tanh", "sin", "tanh", "sigmoid", "neg", "relu"}), x));
         break;
       case 3:
       case 4: {
         Shape other = s;
         if (rank && coin()) other[static_cast<std::size_t>(dim)] = 1;
         const ValueId y = like(other);
-        const auto op = one_of<const char*>({"add", "sub", "mul"});
+        const auto op = one_of<const char*>({"add", "add", "sub", "mul", "maximum"});
         push(coin() ? graph_.add(op, {x, y}) : graph_.add(op, {y, x}));
         break;
       }
@@ -143,6 +175,9 @@ class Generator {
         if (rank == 4 && s[2] && s[3]) push(b_.upsample_nearest(x, s[2] * from(1, 2), s[3] + from(0, 2)));
         break;
       case 15:
+        if (rank && numel(s)) rarer(x, dim);
+        break;
+      case 16:
         if (rank == 4) push(b_.attention(x, like(s), like(s), 0.5));
         push(b_.constant({2}, {0.5, 1.5}, DType::f32));
         if (rank) push(b_.layer_norm(x, weight({s.back()}), weight({s.back()}), 0.1));

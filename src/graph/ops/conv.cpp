@@ -23,11 +23,14 @@ class Conv final : public Op {
     const auto &x = in[0].shape, &k = in[1].shape;
     const auto &stride = a.ints("stride"), &padding = a.ints("padding");
     const auto groups = groups_of(a);
-    require(groups >= 0 && x[1] == k[1] * groups && (groups ? k[0] % groups == 0 : k[0] == 0) && in[0].dtype == in[1].dtype,
+    require(groups >= 0 && (groups ? x[1] % groups == 0 && x[1] / groups == k[1] && k[0] % groups == 0 : x[1] == 0 && k[0] == 0) && in[0].dtype == in[1].dtype,
             "[{}] expected x [n,i,..] and k [o,i/groups,..] of one dtype, groups dividing o, but got {} and {} with groups {}", name(), to_string(in[0]),
             to_string(in[1]), groups);
-    require(stride.size() == spatial_ && padding.size() == 2 * spatial_ && *std::min_element(stride.begin(), stride.end()) >= 1,
-            "[{}] expected {} strides and {} paddings but got {} and {}", name(), spatial_, 2 * spatial_, comfytp::to_string(stride),
+    const auto within = [](const Ints& values, std::int64_t least) {
+      return std::all_of(values.begin(), values.end(), [&](std::int64_t v) { return v >= least && v < (std::int64_t{1} << 31); });
+    };
+    require(stride.size() == spatial_ && padding.size() == 2 * spatial_ && within(stride, 1) && within(padding, 0),
+            "[{}] expected {} strides from 1 and {} paddings from 0 but got {} and {}", name(), spatial_, 2 * spatial_, comfytp::to_string(stride),
             comfytp::to_string(padding));
     Type out{in[0].dtype, {x[0], k[0]}};
     for (std::size_t d = 0; d < spatial_; ++d) {

@@ -20,8 +20,10 @@ class Pad final : public Op {
     require(before.size() == in[0].shape.size() && after.size() == before.size(), "[pad] expected {} paddings on each side of {} but got {} and {}",
             in[0].shape.size(), to_string(in[0]), before.size(), after.size());
     Type out = in[0];
+    expect_shape(name(), before);
+    expect_shape(name(), after);
     for (std::size_t d = 0; d < before.size(); ++d) {
-      const bool fits = std::min(before[d], after[d]) >= 0 && (mode != "circular" || std::max(before[d], after[d]) <= in[0].shape[d]);
+      const bool fits = mode != "circular" || std::max(before[d], after[d]) <= in[0].shape[d];
       require(fits, "[pad] expected paddings that fit {} but got {} and {}", to_string(in[0]), comfytp::to_string(before), comfytp::to_string(after));
       out.shape[d] += before[d] + after[d];
     }

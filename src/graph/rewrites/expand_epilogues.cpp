@@ -4,14 +4,19 @@
 namespace comfytp::graph {
 namespace {
 
-// A bias [o] with the dimensions of size 1 behind it that make it broadcast over an image.
-ValueId bias_of_image(Graph& g, ValueId bias) {
+// A bias [o] with the dimensions of size 1 behind it that make it broadcast over `spatial` dimensions.
+ValueId spread(Graph& g, ValueId bias, std::size_t spatial) {
+  if (spatial == 0) return bias;
   const Node node = g.producer(bias);
-  if (!is(node, "weight")) return g.add("split_dim", {bias}, {{"dim", 0}, {"sizes", Ints{g.type(bias).shape[0], 1, 1}}});
+  if (!is(node, "weight")) {
+    Ints sizes(1 + spatial, 1);
+    sizes[0] = g.type(bias).shape[0];
+    return g.add("split_dim", {bias}, {{"dim", 0}, {"sizes", sizes}});
+  }
   Attrs attrs = node.attrs;
   for (const auto& [name, fill] : {std::pair{"full", 1}, {"offset", 0}, {"shape", 1}}) {
     Ints sizes = attrs.ints(name);
-    sizes.insert(sizes.end(), 2, fill);
+    sizes.insert(sizes.end(), spatial, fill);
     attrs.set(name, sizes);
   }
   return g.add("weight", {}, attrs, node.name);
@@ -36,10 +41,11 @@ std::optional<Graph> expand_epilogues(const Graph& graph) {
     const std::size_t own = norm ? inputs.size() : 2;
     ValueId y = g.add_node(*node.op, {inputs.begin(), inputs.begin() + own}, attrs, node.name)[0];
     if (norm && !node.attrs.text("activation").empty()) y = g.add(node.attrs.text("activation"), {y});
+    const std::size_t spatial = norm ? 0 : graph.type(node.outputs[0]).shape.size() - 1 - channel_dim(graph, node);
     std::size_t next = own;
     for (const auto& step : norm ? std::vector<std::string>{} : epilogue_of(node.attrs)) {
       if (step == "bias")
-        y = g.add("add", {y, is(node, "conv2d") ? bias_of_image(g, inputs[next++]) : inputs[next++]});
+        y = g.add("add", {y, spread(g, inputs[next++], spatial)});
       else if (takes_operand(step))
         y = g.add(step, {y, inputs[next++]});
       else

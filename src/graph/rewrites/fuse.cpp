@@ -7,7 +7,7 @@
 namespace comfytp::graph {
 namespace {
 
-constexpr std::size_t kMostInputs = 8;  // of a linear or conv2d
+constexpr std::size_t kMostInputs = 8;  // of a linear or convolution
 
 // A node and those behind it that it can do itself. The fused node stands where the last of them stood, so that the
 // operands are there.

@@ -2,10 +2,10 @@
 
 namespace comfytp::graph {
 
-bool is_projection(const Node& node) { return is(node, "linear") || is(node, "conv2d"); }
+bool is_projection(const Node& node) { return is(node, "linear") || is(node, "conv1d") || is(node, "conv2d") || is(node, "conv3d"); }
 
 std::size_t channel_dim(const Graph& graph, const Node& projection) {
-  return is(projection, "conv2d") ? 1 : graph.type(projection.outputs[0]).shape.size() - 1;
+  return is(projection, "linear") ? graph.type(projection.outputs[0]).shape.size() - 1 : 1;
 }
 
 bool is_per_channel(const Shape& operand, const Shape& out, std::size_t channel) {

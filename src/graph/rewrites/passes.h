@@ -10,18 +10,18 @@ namespace comfytp::graph {
 /// Each returns nothing where it changes nothing.
 using Pass = std::optional<Graph> (*)(const Graph&);
 
-/// The epilogue of a linear or conv2d and the activation of a group_norm become nodes of their own.
+/// The epilogue of a linear or convolution and the activation of a group_norm become nodes of their own.
 std::optional<Graph> expand_epilogues(const Graph& graph);
 /// Nodes that are equal to an earlier one give way to it.
 std::optional<Graph> share_equal_nodes(const Graph& graph);
-/// Views, casts, slices and concats that undo each other or do nothing go; a slice moves above the views before it.
+/// Views, casts, slices, concats, paddings and expansions that undo each other or do nothing go; a slice moves above the views before it.
 std::optional<Graph> simplify_views(const Graph& graph);
 /// Small nodes that read constants alone become constants.
 std::optional<Graph> fold_constants(const Graph& graph);
-/// A linear or conv2d that is only sliced along its output channels becomes one for each slice.
+/// A linear or convolution that is only sliced along its output channels becomes one for each slice.
 std::optional<Graph> split_merged_projections(const Graph& graph);
 
-/// linear or conv2d.
+/// linear or a convolution.
 bool is_projection(const Node& node);
 /// The dimension of a projection's output that its weight's dimension 0 makes.
 std::size_t channel_dim(const Graph& graph, const Node& projection);

@@ -89,8 +89,8 @@ class Views {
   const std::string& name_;
 };
 
-// The node's value in its simplest form; -1 where the node is none of those simplified here.
-ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in) {
+// The node's value, of `type`, in its simplest form; -1 where the node is none of those simplified here.
+ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, const Type& type) {
   Views views(g, node.name);
   const auto& a = node.attrs;
   if (is(node, "transpose")) return views.transpose(in[0], a.ints("order"));
@@ -98,7 +98,8 @@ ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in) {
   if (is(node, "merge_dims")) return views.merge(in[0], a.integer("dim"), a.integer("count"));
   if (is(node, "slice")) return views.slice(in[0], a.integer("dim"), {a.integer("start"), a.integer("stop")});
   if (is(node, "concat") && in.size() == 1) return in[0];
-  if (is(node, "cast") && dtype_from_name(a.text("dtype")) == g.type(in[0]).dtype) return in[0];
+  if ((is(node, "expand") || is(node, "pad")) && g.type(in[0]).shape == type.shape) return in[0];
+  if (is(node, "cast") && type.dtype == g.type(in[0]).dtype) return in[0];
   return -1;
 }
 
@@ -110,7 +111,7 @@ std::optional<Graph> simplify_views(const Graph& graph) {
   Graph& g = rewriter.target;
   for (const auto& node : graph.nodes()) {
     const auto inputs = rewriter.mapped(node.inputs);
-    const ValueId value = simplified(g, node, inputs);
+    const ValueId value = simplified(g, node, inputs, graph.type(node.outputs[0]));
     if (value < 0) {
       rewriter.keep(node);
       continue;

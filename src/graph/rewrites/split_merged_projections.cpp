@@ -33,7 +33,9 @@ std::optional<Graph> split_merged_projections(const Graph& graph) {
   std::map<const Node*, Merged> slices;
   std::set<const Node*> gone;
   for (const auto& node : nodes) {
-    if (!is_projection(node) || node.attrs.has("epilogue") || !is(graph.producer(node.inputs[1]), "weight")) continue;
+    if (!is_projection(node) || node.attrs.has("epilogue") || node.attrs.integer_or("groups", 1) != 1 ||
+        !is(graph.producer(node.inputs[1]), "weight"))
+      continue;
     const std::size_t channel = channel_dim(graph, node);
     Merged merged{&node, -1};
     const Node* last = &node;
