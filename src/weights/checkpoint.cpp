@@ -80,10 +80,11 @@ fs::path choose(const fs::path& folder) {
         "diffusion_pytorch_model.safetensors.index.fp16.json", "diffusion_pytorch_model.fp16.safetensors.index.json"})
     if (std::find(files.begin(), files.end(), folder / name) != files.end()) return folder / name;
   const auto& found = indexes.empty() ? tensors : indexes;
-  require(found.size() <= 1, "[weights] expected one {} in the folder {} but got {}, among them {} and {}: name one of them",
+  if (found.empty()) return {};
+  require(found.size() == 1, "[weights] expected one {} in the folder {} but got {}, among them {} and {}: name one of them",
           indexes.empty() ? ".safetensors file" : "index", utf8(folder), found.size(), utf8(found.front().filename()),
           utf8(found.back().filename()));
-  return found.empty() ? fs::path() : found.front();
+  return found.front();
 }
 
 std::shared_ptr<Source> open_folder(const fs::path& folder) {
