@@ -1,0 +1,206 @@
+// attention, blockwise with a running softmax (Milakov & Gimelshein 2018, Dao et al. 2022): scores of a block of queries and
+// a block of keys stay in the cache. All arithmetic in f32. Threads share heads and blocks of queries; each packs the keys
+// and values of the head it is at.
+#include <cstring>
+#include <limits>
+
+#include "backend/cpu/kernel_table.h"
+#include "backend/cpu/parallel.h"
+#include "backend/cpu/real.h"
+#include "backend/cpu/workspace.h"
+#include "base/error.h"
+
+namespace comfytp::backend::cpu {
+namespace {
+
+constexpr std::int64_t kQueries = 32;  ///< of a block
+constexpr std::int64_t kKeys = 256;    ///< of a block
+constexpr std::int64_t kPanel = 32;    ///< columns that a panel of a packed matrix holds
+
+// c [rows, columns] (+)= a [rows, inner] b, where b is packed in panels [inner][kPanel] and columns, the same multiple of
+// 16, is at most kPanel. kRows rows and kVectors times 16 columns are kept in registers.
+template <int kRows, int kVectors, bool kAccumulate>
+CTP_INLINE void tile(const float* a, std::int64_t a_step, const float* b, std::int64_t inner, float* c, std::int64_t c_step) {
+  typedef float Vector __attribute__((vector_size(64), aligned(4)));
+  Vector sum[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kAccumulate) std::memcpy(&sum[r][v], c + r * c_step + 16 * v, sizeof(Vector));
+      else sum[r][v] = Vector{};
+    }
+  for (std::int64_t i = 0; i < inner; ++i) {
+    Vector column[kVectors];
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&column[v], b + i * kPanel + 16 * v, sizeof(Vector));
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r * a_step + i] * column[v];
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) std::memcpy(c + r * c_step + 16 * v, &sum[r][v], sizeof(Vector));
+}
+
+// c [kQueries, columns] (+)= a [kQueries, inner] b; b in panels that lie `panel_step` apart.
+template <int kRows, int kVectors, bool kAccumulate>
+CTP_INLINE void product(const float* a, std::int64_t a_step, const float* b, std::int64_t panel_step, std::int64_t inner, float* c, std::int64_t c_step,
+                        std::int64_t columns) {
+  for (std::int64_t j = 0; j < columns; j += 16 * kVectors) {
+    const float* panel = b + j / kPanel * panel_step + j % kPanel;
+    const bool narrow = kVectors > 1 && columns - j < 16 * kVectors;
+    for (std::int64_t r = 0; r < kQueries; r += kRows) {
+      if (narrow) tile<kRows, 1, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
+      else tile<kRows, kVectors, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
+    }
+  }
+}
+
+/// The state of one block of queries; `columns` is the value's size rounded up to 16.
+struct Block {
+  const float* query;  ///< [kQueries, d], scaled
+  float* scores;       ///< [kQueries, kKeys]
+  float* sum;          ///< [kQueries, columns], not yet divided
+  float* top;          ///< the largest score so far
+  float* total;        ///< the sum of exponentials so far
+};
+
+template <int kRows, int kVectors>
+CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns, std::int64_t count) {
+  const std::int64_t padded = (count + 15) / 16 * 16;
+  product<kRows, kVectors, false>(s.query, d, keys, d * kPanel, d, s.scores, kKeys, padded);
+  for (std::int64_t q = 0; q < kQueries; ++q) {
+    float* row = s.scores + q * kKeys;
+    float top = s.top[q];
+#pragma omp simd reduction(max : top)
+    for (std::int64_t k = 0; k < count; ++k) top = row[k] > top ? row[k] : top;
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (std::int64_t k = 0; k < count; ++k) {
+      row[k] = exp_of(row[k] - top);
+      total += row[k];
+    }
+    const float shrink = s.top[q] == -std::numeric_limits<float>::infinity() ? 0 : exp_of(s.top[q] - top);
+    s.total[q] = s.total[q] * shrink + total;
+    s.top[q] = top;
+    float* sum = s.sum + q * columns;
+#pragma omp simd
+    for (std::int64_t c = 0; c < columns; ++c) sum[c] *= shrink;
+  }
+  product<kRows, kVectors, true>(s.scores, kKeys, values, value_panel, count, s.sum, columns, columns);
+}
+
+// 16 accumulators of 512 bits where there are 32 registers of that size, 4 of 512 (8 of 256) bits elsewhere.
+CTP_CLONES void wide_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
+                          std::int64_t count) {
+  step<8, 2>(s, keys, d, values, value_panel, columns, count);
+}
+CTP_CLONES void narrow_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
+                            std::int64_t count) {
+  step<4, 1>(s, keys, d, values, value_panel, columns, count);
+}
+bool has_wide_registers() {
+#if defined(__GNUC__) && defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f");
+#else
+  return false;
+#endif
+}
+
+template <typename T>
+class AttentionKernel final : public Kernel {
+ public:
+  explicit AttentionKernel(const Site& site)
+      : heads_(site.shape(0)[1]),
+        queries_(site.shape(0)[2]),
+        keys_(site.shape(2)[2]),
+        d_(site.shape(0)[3]),
+        e_(site.shape(2)[3]),
+        columns_((e_ + 15) / 16 * 16),
+        jobs_(site.shape(0)[0] * heads_),
+        scale_(static_cast<float>(site.attrs().real("scale"))),
+        step_(has_wide_registers() ? wide_step : narrow_step) {
+    for (std::size_t i = 0; i < 3; ++i) strides_[i] = strides_of(site.in[i]);
+    strides_[3] = strides_of(site.out[0]);
+    padded_keys_ = (keys_ + kPanel - 1) / kPanel * kPanel;
+    key_panels_ = work_.take(padded_keys_ * d_ * 4);
+    value_panels_ = work_.take((columns_ + kPanel - 1) / kPanel * kPanel * keys_ * 4);
+    query_ = work_.take(kQueries * d_ * 4);
+    scores_ = work_.take(kQueries * kKeys * 4);
+    sum_ = work_.take(kQueries * columns_ * 4);
+    top_ = work_.take(2 * kQueries * 4);
+    threads_ = site.threads;
+  }
+  std::int64_t workspace_bytes() const override { return threads_ * work_.bytes(); }
+  void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
+    if (e_ == 0) return;
+    const auto *q = static_cast<const T*>(in[0]), *k = static_cast<const T*>(in[1]), *v = static_cast<const T*>(in[2]);
+    auto* y = static_cast<T*>(out[0]);
+    const auto blocks = (queries_ + kQueries - 1) / kQueries;
+    parallel(jobs_ * blocks, 1, [&](std::int64_t begin, std::int64_t end, int thread) {
+      void* work = at(workspace, thread * work_.bytes());
+      std::int64_t packed = -1;
+      for (std::int64_t i = begin; i < end; ++i) {
+        const auto job = i / blocks, first = i % blocks * kQueries;
+        if (job != std::exchange(packed, job)) pack(k + offset(1, job), v + offset(2, job), work);
+        block(q + offset(0, job) + first * strides_[0][2], y + offset(3, job) + first * strides_[3][2], std::min(kQueries, queries_ - first), work);
+      }
+    });
+  }
+
+ private:
+  static Shape strides_of(const Operand& operand) {
+    Shape strides = graph::strides_of(operand.type.shape, operand.order);
+    require(strides[3] == 1 || operand.type.shape[3] <= 1, "[attention] expected d innermost but got another order");
+    return strides;
+  }
+  std::int64_t offset(int operand, std::int64_t job) const { return job / heads_ * strides_[operand][0] + job % heads_ * strides_[operand][1]; }
+
+  void pack(const T* k, const T* v, void* work) const {
+    auto* keys = at<float>(work, key_panels_);
+    for (std::int64_t s = 0; s < padded_keys_; ++s) {
+      float* column = keys + s / kPanel * kPanel * d_ + s % kPanel;
+      for (std::int64_t c = 0; c < d_; ++c) column[c * kPanel] = s < keys_ ? load(k[s * strides_[1][2] + c]) : 0.0f;
+    }
+    auto* values = at<float>(work, value_panels_);
+    for (std::int64_t p = 0; p < columns_; p += kPanel)
+      for (std::int64_t s = 0; s < keys_; ++s) {
+        float* row = values + p * keys_ + s * kPanel;
+        const T* from = v + s * strides_[2][2] + p;
+        for (std::int64_t c = 0; c < kPanel; ++c) row[c] = p + c < e_ ? load(from[c]) : 0.0f;
+      }
+  }
+
+  void block(const T* q, T* y, std::int64_t count, void* work) const {
+    auto* query = at<float>(work, query_);
+    const Block s{query, at<float>(work, scores_), at<float>(work, sum_), at<float>(work, top_), at<float>(work, top_) + kQueries};
+    for (std::int64_t i = 0; i < kQueries; ++i) {
+      for (std::int64_t c = 0; c < d_; ++c) query[i * d_ + c] = i < count ? load(q[i * strides_[0][2] + c]) * scale_ : 0.0f;
+      s.top[i] = -std::numeric_limits<float>::infinity();
+      s.total[i] = 0;
+    }
+    std::memset(s.sum, 0, static_cast<std::size_t>(kQueries * columns_ * 4));
+    for (std::int64_t key = 0; key < keys_; key += kKeys)
+      step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_, std::min(kKeys, keys_ - key));
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float scale = s.total[i] > 0 ? 1 / s.total[i] : 0;
+      for (std::int64_t c = 0; c < e_; ++c) store(y + i * strides_[3][2] + c, s.sum[i * columns_ + c] * scale);
+    }
+  }
+
+  std::int64_t heads_, queries_, keys_, d_, e_, columns_, jobs_;
+  float scale_;
+  decltype(&wide_step) step_;
+  Shape strides_[4];
+  std::int64_t padded_keys_, threads_;
+  Workspace work_;  ///< of one thread
+  std::int64_t key_panels_, value_panels_, query_, scores_, sum_, top_;
+};
+
+std::unique_ptr<Kernel> make(const Site& site) {
+  const auto dtype = site.in[0].type.dtype;
+  expect_real(site, dtype);
+  if (dtype == DType::bf16) return std::make_unique<AttentionKernel<Bf16>>(site);
+  return std::make_unique<AttentionKernel<float>>(site);
+}
+
+const bool registered = register_kernel("attention", {make});
+
+}  // namespace
+}  // namespace comfytp::backend::cpu

@@ -1,0 +1,207 @@
+#include "op_cases.h"
+
+namespace comfytp::test {
+namespace {
+
+using graph::Builder;
+using graph::Ints;
+using graph::ValueId;
+
+ValueId input(Builder& b, Shape shape, const std::string& name = "x") { return b.input(name, std::move(shape), b.compute); }
+
+// The operands of an epilogue for a result of `shape`; `channel` is its dimension of output channels.
+std::vector<ValueId> operands(Builder& b, const std::string& epilogue, const Shape& shape, std::size_t channel) {
+  std::vector<ValueId> ids;
+  for (std::size_t at = 0; at < epilogue.size();) {
+    const auto end = std::min(epilogue.find(',', at), epilogue.size());
+    const auto step = epilogue.substr(at, end - at);
+    const auto name = step + std::to_string(at);
+    if (step == "bias") ids.push_back(b.weight(name, {shape[channel]}));
+    if (step == "mul" || step == "add") ids.push_back(input(b, shape, name));
+    at = end + 1;
+  }
+  return ids;
+}
+
+OpCase linear(const std::string& name, Shape x, std::int64_t o, const std::string& epilogue = "") {
+  return {"linear_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x), b.weight("w", {o, x.back()})};
+            Shape y = x;
+            y.back() = o;
+            for (auto id : operands(b, epilogue, y, y.size() - 1)) in.push_back(id);
+            return b.graph.add("linear", in, epilogue.empty() ? graph::Attrs{} : graph::Attrs{{"epilogue", epilogue}});
+          },
+          true};
+}
+
+OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "") {
+  return {"conv2d_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x), b.weight("k", k)};
+            graph::Attrs attrs = {{"stride", stride}, {"padding", padding}};
+            Shape y = {x[0], k[0], 0, 0};
+            for (int d = 0; d < 2; ++d) y[2 + d] = x[2 + d] ? (x[2 + d] + padding[d] + padding[2 + d] - k[2 + d]) / stride[d] + 1 : 0;
+            for (auto id : operands(b, epilogue, y, 1)) in.push_back(id);
+            if (!epilogue.empty()) attrs.set("epilogue", epilogue);
+            return b.graph.add("conv2d", in, attrs);
+          },
+          true};
+}
+
+// `tokens_outside`: the heads lie inside the tokens, as they come from a linear.
+OpCase attention(const std::string& name, Shape q, std::int64_t keys, std::int64_t e, bool tokens_outside = false) {
+  return {"attention_" + name, [=](Builder& b) {
+            const auto operand = [&](const std::string& n, std::int64_t tokens, std::int64_t size) {
+              if (!tokens_outside) return input(b, {q[0], q[1], tokens, size}, n);
+              return b.transpose(b.split_dim(input(b, {q[0], tokens, q[1] * size}, n), 2, {q[1], size}), {0, 2, 1, 3});
+            };
+            const auto y = b.attention(operand("q", q[2], q[3]), operand("k", keys, q[3]), operand("v", keys, e), 0.3);
+            return tokens_outside ? b.merge_dims(b.transpose(y, {0, 2, 1, 3}), 2, 2) : y;
+          }};
+}
+
+OpCase group_norm(const std::string& name, Shape x, std::int64_t groups, const std::string& activation = "", const std::string& input_name = "x") {
+  return {"group_norm_" + name,
+          [=](Builder& b) {
+            return b.graph.add("group_norm", {input(b, x, input_name), b.weight("weight", {x[1]}), b.weight("bias", {x[1]})},
+                               {{"groups", groups}, {"epsilon", 1e-5}, {"activation", activation}});
+          },
+          true};
+}
+
+OpCase layer_norm(const std::string& name, Shape x, const std::string& input_name = "x") {
+  return {"layer_norm_" + name,
+          [=](Builder& b) { return b.layer_norm(input(b, x, input_name), b.weight("weight", {x.back()}), b.weight("bias", {x.back()}), 1e-5); }, true};
+}
+
+OpCase binary(const std::string& name, const std::string& op, Shape x, Shape y) {
+  return {op + "_" + name, [=](Builder& b) { return b.graph.add(op, {input(b, x, "a"), input(b, y, "b")}); }};
+}
+
+OpCase upsample(const std::string& name, Shape x, Ints from, Ints to, Ints size, Ints from_offset, Ints to_offset) {
+  return {"upsample_nearest_" + name, [=](Builder& b) {
+            return b.graph.add("upsample_nearest", {input(b, x)},
+                               {{"from", from}, {"to", to}, {"size", size}, {"from_offset", from_offset}, {"to_offset", to_offset}});
+          }};
+}
+
+void add_contractions(std::vector<OpCase>& cases) {
+  const std::string all = "bias,silu,mul,add,gelu";
+  for (auto& c : {linear("plain", {6, 32}, 64),
+                  linear("odd", {2, 5, 13}, 7, "bias"),
+                  linear("one_row", {1, 96}, 80, "bias,silu"),
+                  linear("vector", {19}, 3),
+                  linear("several_chunks", {33, 64}, 208, all),
+                  linear("bias_behind", {4, 16}, 48, "add,bias,gelu"),
+                  linear("no_rows", {0, 8}, 16, "bias"),
+                  linear("no_outputs", {3, 8}, 0),
+                  linear("nothing_contracted", {3, 0}, 5, "bias,add"),
+                  conv("plain", {2, 32, 6, 5}, {64, 32, 3, 3}, {1, 1}, {1, 1, 1, 1}),
+                  conv("odd", {1, 5, 7, 9}, {3, 5, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias"),
+                  conv("several_chunks", {2, 32, 4, 4}, {208, 32, 3, 3}, {1, 1}, {1, 1, 1, 1}, all),
+                  conv("stride", {2, 16, 7, 8}, {32, 16, 3, 3}, {2, 2}, {1, 1, 1, 1}, "bias"),
+                  conv("one_sided_padding", {1, 16, 6, 6}, {16, 16, 3, 3}, {2, 2}, {0, 0, 1, 1}),
+                  conv("pixelwise", {2, 48, 3, 5}, {32, 48, 1, 1}, {1, 1}, {0, 0, 0, 0}, "bias,add"),
+                  conv("pixelwise_stride", {1, 16, 5, 5}, {16, 16, 1, 1}, {2, 2}, {0, 0, 0, 0}),
+                  conv("large_kernel", {1, 3, 9, 9}, {8, 3, 5, 7}, {1, 2}, {2, 0, 1, 3}, "silu"),
+                  conv("image_out", {1, 64, 4, 4}, {4, 64, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias"),
+                  conv("no_rows", {1, 4, 0, 5}, {8, 4, 3, 3}, {1, 1}, {0, 1, 0, 1}, "bias"),
+                  conv("no_samples", {0, 4, 5, 5}, {8, 4, 3, 3}, {1, 1}, {1, 1, 1, 1}),
+                  conv("nothing_contracted", {1, 0, 4, 5}, {6, 0, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias,add")})
+    cases.push_back(c);
+}
+
+void add_attention(std::vector<OpCase>& cases) {
+  for (auto& c : {attention("small", {1, 2, 7, 8}, 7, 8), attention("text", {2, 2, 33, 40}, 77, 40, true), attention("several_blocks", {1, 1, 70, 20}, 600, 36),
+                  attention("wide_heads", {1, 2, 5, 160}, 65, 160, true), attention("one_query", {3, 1, 1, 16}, 4, 3), attention("no_keys", {1, 2, 3, 4}, 0, 5),
+                  attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true), attention("no_size", {1, 1, 3, 0}, 4, 5)})
+    cases.push_back(c);
+}
+
+void add_norms(std::vector<OpCase>& cases) {
+  for (auto& c : {group_norm("plain", {2, 8, 5, 3}, 4), group_norm("silu", {1, 64, 8, 8}, 32, "silu"), group_norm("tokens", {2, 30, 11}, 3),
+                  group_norm("vectors", {3, 12}, 2), group_norm("far_from_zero", {2, 32, 16, 16}, 4, "", "offset"),
+                  group_norm("several_blocks", {2, 640, 20, 13}, 32, "silu"), group_norm("no_groups", {2, 0, 3, 3}, 0), group_norm("no_rows", {2, 8, 0, 3}, 4),
+                  layer_norm("plain", {4, 5, 24}), layer_norm("odd", {3, 77}), layer_norm("far_from_zero", {6, 320}, "offset"), layer_norm("no_rows", {0, 8}),
+                  layer_norm("no_channels", {3, 0})})
+    cases.push_back(c);
+  cases.push_back({"group_moments", [](Builder& b) { return b.graph.add("group_moments", {input(b, {2, 12, 5, 7}, "offset")}, {{"groups", std::int64_t{3}}}); }});
+  cases.push_back({"group_moments_no_rows", [](Builder& b) { return b.graph.add("group_moments", {input(b, {2, 12, 0, 7})}, {{"groups", std::int64_t{3}}}); }});
+  cases.push_back({"row_moments", [](Builder& b) { return b.graph.add("row_moments", {input(b, {2, 3, 50}, "offset")}); }});
+  cases.push_back({"row_moments_no_channels", [](Builder& b) { return b.graph.add("row_moments", {input(b, {2, 3, 0})}); }});
+  // A part of a normalised set, with the moments of all three parts; one of them is empty.
+  cases.push_back({"group_norm_part",
+                   [](Builder& b) {
+                     const auto x = input(b, {2, 12, 9, 4});
+                     std::vector<ValueId> parts, moments;
+                     for (auto [lo, hi] : {std::pair{0, 5}, {5, 5}, {5, 9}}) {
+                       parts.push_back(b.slice(x, 2, lo, hi));
+                       moments.push_back(b.graph.add("group_moments", {parts.back()}, {{"groups", std::int64_t{4}}}));
+                     }
+                     return b.graph.add("group_norm", {parts[2], b.weight("weight", {12}), b.weight("bias", {12}), b.concat(moments, 0)},
+                                        {{"groups", std::int64_t{4}}, {"epsilon", 1e-5}, {"activation", "silu"}});
+                   },
+                   true});
+  cases.push_back({"layer_norm_part",
+                   [](Builder& b) {
+                     const auto x = input(b, {3, 20});
+                     std::vector<ValueId> parts, moments;
+                     for (auto [lo, hi] : {std::pair{0, 13}, {13, 13}, {13, 20}}) {
+                       parts.push_back(b.slice(x, 1, lo, hi));
+                       moments.push_back(b.graph.add("row_moments", {parts.back()}));
+                     }
+                     return b.graph.add("layer_norm", {parts[0], b.weight("weight", {13}), b.weight("bias", {13}), b.concat(moments, 0)}, {{"epsilon", 1e-5}});
+                   },
+                   true});
+}
+
+void add_elementwise(std::vector<OpCase>& cases) {
+  for (const std::string op : {"add", "sub", "mul", "div"}) {
+    cases.push_back(binary("same", op, {2, 3, 4, 5}, {2, 3, 4, 5}));
+    cases.push_back(binary("channels", op, {2, 3, 4, 5}, {3, 1, 1}));
+  }
+  for (auto& c : {binary("samples", "add", {2, 6, 4, 5}, {2, 6, 1, 1}), binary("left", "sub", {4, 1}, {2, 3, 4, 5}), binary("scalar", "mul", {7, 9}, {}),
+                  binary("both", "add", {2, 1, 4, 1}, {3, 1, 5}), binary("long_rows", "add", {3, 40000}, {40000}), binary("empty", "add", {2, 0, 3}, {3}),
+                  binary("scalars", "div", {}, {})})
+    cases.push_back(c);
+  for (const std::string op : {"silu", "gelu", "sin", "cos"}) {
+    cases.push_back({op, [op](Builder& b) { return b.unary(op, input(b, {3, 5, 70})); }});
+    cases.push_back({op + "_empty", [op](Builder& b) { return b.unary(op, input(b, {3, 0})); }});
+  }
+}
+
+void add_movement(std::vector<OpCase>& cases) {
+  for (auto to : {DType::f64, DType::f32, DType::f16, DType::bf16})
+    cases.push_back({"cast_to_" + std::string(name_of(to)), [to](Builder& b) { return b.cast(b.cast(input(b, {3, 37, 41}), DType::f32), to); }});
+  cases.push_back({"cast_integers", [](Builder& b) { return b.cast(b.input("i", {4, 9}, DType::i64), b.compute); }});
+  cases.push_back({"cast_weight", [](Builder& b) { return b.graph.add("cast", {b.weight("w", {32, 48})}, {{"dtype", std::string(name_of(b.compute))}}); }, true});
+  cases.push_back({"constant", [](Builder& b) { return b.constant({2, 3}, {1, -2, 3, 4.5, 0, 6}, b.compute); }});
+  cases.push_back({"constant_filled", [](Builder& b) { return b.constant({2, 3, 1}, {0.5}, b.compute); }});
+  cases.push_back({"transpose", [](Builder& b) { return b.transpose(input(b, {2, 33, 5, 40}), {3, 0, 2, 1}); }});
+  cases.push_back({"split_dim", [](Builder& b) { return b.split_dim(input(b, {3, 24, 5}), 1, {2, 3, 4}); }});
+  cases.push_back({"merge_dims", [](Builder& b) { return b.merge_dims(input(b, {3, 2, 4, 5}), 1, 2); }});
+  cases.push_back({"merge_dims_apart", [](Builder& b) { return b.merge_dims(b.transpose(input(b, {3, 2, 4, 5}), {0, 2, 1, 3}), 1, 2); }});
+  cases.push_back({"slice", [](Builder& b) { return b.slice(input(b, {3, 20, 5}), 1, 4, 17); }});
+  cases.push_back({"slice_empty", [](Builder& b) { return b.slice(input(b, {3, 20, 5}), 1, 4, 4); }});
+  cases.push_back({"concat", [](Builder& b) { return b.concat({input(b, {2, 3, 4, 5}, "a"), input(b, {2, 0, 4, 5}, "b"), input(b, {2, 7, 4, 5}, "c")}, 1); }});
+  cases.push_back({"concat_empty", [](Builder& b) { return b.concat({input(b, {0, 3}, "a"), input(b, {0, 4}, "b")}, 1); }});
+  cases.push_back(upsample("twice", {2, 5, 3, 4}, {3, 4}, {6, 8}, {6, 8}, {0, 0}, {0, 0}));
+  cases.push_back(upsample("uneven", {1, 5, 3, 4}, {3, 4}, {5, 11}, {5, 11}, {0, 0}, {0, 0}));
+  cases.push_back(upsample("part", {1, 5, 2, 4}, {5, 4}, {10, 8}, {3, 8}, {1, 0}, {3, 0}));
+  cases.push_back(upsample("no_rows", {1, 5, 0, 4}, {5, 4}, {10, 8}, {0, 8}, {0, 0}, {0, 0}));
+}
+
+}  // namespace
+
+std::vector<OpCase> op_cases() {
+  std::vector<OpCase> cases;
+  add_contractions(cases);
+  add_attention(cases);
+  add_norms(cases);
+  add_elementwise(cases);
+  add_movement(cases);
+  return cases;
+}
+
+}  // namespace comfytp::test

@@ -1,0 +1,20 @@
+// Uses of every op that a backend has a kernel for: usual, odd and empty shapes.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "graph/builder.h"
+
+namespace comfytp::test {
+
+struct OpCase {
+  std::string name;  ///< of letters, digits and underscores
+  std::function<graph::ValueId(graph::Builder&)> build;
+  bool weights = false;
+};
+
+std::vector<OpCase> op_cases();
+
+}  // namespace comfytp::test

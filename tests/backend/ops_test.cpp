@@ -1,0 +1,63 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+#include "fixture.h"
+#include "op_cases.h"
+
+namespace comfytp::test {
+namespace {
+
+class Kernels : public testing::TestWithParam<std::tuple<std::string, OpCase, DType>> {};
+
+TEST_P(Kernels, GiveWhatTheOpsReferenceGives) {
+  const auto& [name, op_case, dtype] = GetParam();
+  const auto device = open_if_present(name);
+  if (!device) GTEST_SKIP() << name << " is not here";
+  device->attach();
+  try {
+    device->expect_compute(dtype);
+  } catch (const Error& error) {
+    GTEST_SKIP() << error.what();
+  }
+  graph::Graph graph;
+  graph::Builder builder(graph, dtype);
+  graph.add_output("y", op_case.build(builder));
+  const auto result = graph.type(graph.outputs()[0].value).dtype;
+  const double tolerance = dtype == DType::bf16 || result == DType::bf16 ? 1.0 / 256 : result == DType::f16 ? 1.0 / 2048 : 1e-5;
+
+  using enum DType;
+  for (auto stored : op_case.weights ? std::vector<DType>{f32, f16, bf16, f8_e4m3, f8_e5m2, f64} : std::vector<DType>{f32})
+    for (bool packable : {true, false}) {
+      if (!packable && stored != dtype) continue;
+      for (bool reversed : {false, true}) {
+        SCOPED_TRACE(fmt::format("weights stored as {}, {}packable, inputs {}", name_of(stored), packable ? "" : "not ", reversed ? "reversed" : "row-major"));
+        expect_reference(*device, graph, {stored, packable, reversed}, tolerance);
+      }
+    }
+}
+
+std::string case_name(const testing::TestParamInfo<Kernels::ParamType>& info) {
+  auto device = std::get<0>(info.param);
+  std::replace(device.begin(), device.end(), ':', '_');
+  return fmt::format("{}_{}_{}", std::get<1>(info.param).name, name_of(std::get<2>(info.param)), device);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Kernels,
+                         testing::Combine(testing::ValuesIn(kDevices), testing::ValuesIn(op_cases()), testing::Values(DType::f32, DType::bf16)), case_name);
+
+TEST(KernelCases, CoverEveryOpThatComputes) {
+  std::set<std::string_view> met;
+  for (const auto& op_case : op_cases()) {
+    graph::Graph graph;
+    graph::Builder builder(graph, DType::f32);
+    op_case.build(builder);
+    for (const auto& node : graph.nodes()) met.insert(node.op->name());
+  }
+  for (const auto* op : graph::all_ops()) EXPECT_TRUE(op->collective() || met.contains(op->name())) << op->name();
+}
+
+}  // namespace
+}  // namespace comfytp::test
