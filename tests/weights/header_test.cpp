@@ -17,13 +17,14 @@ void PrintTo(const BadFile& bad, std::ostream* out) { *out << bad.name; }
 std::string tensor(const std::string& key, const std::string& dtype, const std::string& shape, const std::string& offsets) {
   return fmt::format(R"("{}":{{"dtype":"{}","shape":{},"data_offsets":{}}})", key, dtype, shape, offsets);
 }
+std::string braces(const std::string& inside) { return fmt::format("{{{}}}", inside); }
 std::string one(const std::string& dtype, const std::string& shape, const std::string& offsets, std::size_t data) {
-  return file_of("{" + tensor("layer.weight", dtype, shape, offsets) + "}", data);
+  return file_of(braces(tensor("layer.weight", dtype, shape, offsets)), data);
 }
 std::string two(const std::string& first, const std::string& second, std::size_t data) {
-  return file_of("{" + tensor("a.first", "U8", "[4]", first) + "," + tensor("b.second", "U8", "[4]", second) + "}", data);
+  return file_of(braces(tensor("a.first", "U8", "[4]", first) + "," + tensor("b.second", "U8", "[4]", second)), data);
 }
-std::string field(const std::string& entry) { return file_of(R"({"layer.weight":)" + entry + "}", 4); }
+std::string field(const std::string& entry) { return file_of(braces(R"("layer.weight":)" + entry), 4); }
 
 const std::vector<BadFile> kBadFiles = {
     {"empty_file", "", {"8 bytes of header length", "truncated"}},
@@ -31,7 +32,7 @@ const std::vector<BadFile> kBadFiles = {
     {"header_longer_than_the_file", length_bytes(1000) + "{}", {"header of 1000 bytes", "only 2 follow"}},
     {"header_longer_than_100_MB", length_bytes(100'000'001) + "{}", {"at most 100000000 bytes", "100000001"}},
     {"header_length_near_2_to_the_64", length_bytes(~std::uint64_t{0}) + "{}", {"at most 100000000 bytes"}},
-    {"truncated_header", file_of("{" + tensor("w", "U8", "[4]", "[0,4]") + "}", 0).substr(0, 30), {"header is longer than the file"}},
+    {"truncated_header", file_of(braces(tensor("w", "U8", "[4]", "[0,4]")), 0).substr(0, 30), {"header is longer than the file"}},
     {"truncated_data", one("F32", "[4]", "[0,16]", 10), {"'layer.weight'", "10 bytes of data", "ends at byte 16", "truncated"}},
     {"no_json", file_of("hello", 0), {"expected an object"}},
     {"an_array", file_of("[]", 0), {"expected an object"}},
@@ -40,9 +41,7 @@ const std::vector<BadFile> kBadFiles = {
     {"zero_byte_in_the_json", file_of(std::string("{}\0{}", 5), 0), {"zero byte at byte 2"}},
     {"no_utf8", file_of("{\"\xff\":1}", 0), {"malformed at byte"}},
     {"number_out_of_range", field(R"({"dtype":"U8","shape":[1e999],"data_offsets":[0,4]})"), {"number is out of range", "'layer.weight'"}},
-    {"duplicate_key",
-     file_of("{" + tensor("w", "U8", "[4]", "[0,4]") + "," + tensor("w", "U8", "[4]", "[0,4]") + "}", 4),
-     {"'w'", "twice"}},
+    {"duplicate_key", file_of(braces(tensor("w", "U8", "[4]", "[0,4]") + "," + tensor("w", "U8", "[4]", "[0,4]")), 4), {"'w'", "twice"}},
     {"duplicate_field", field(R"({"dtype":"U8","dtype":"I8","shape":[4],"data_offsets":[0,4]})"), {"'dtype'", "twice"}},
     {"deep_nesting", field(std::string(100'000, '[')), {"nesting", "'layer.weight'"}},
     {"metadata_no_object", file_of(R"({"__metadata__":[]})", 0), {"__metadata__", "array"}},
