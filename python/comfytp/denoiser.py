@@ -101,10 +101,7 @@ class Denoiser:
 
 def _control_inputs(control: Mapping[str, Any]) -> dict[str, Any]:
     named = {_CONTROL_NAMES.get(name, name): value for name, value in control.items()}
-    unknown = sorted(set(named) - {"down", "middle"})
-    if unknown or len(named) != len(control):
+    if set(named) != {"down", "middle"}:
         raise _core.Error(f"[denoiser] expected control with 'down' and 'middle' but got {sorted(control)}")
-    inputs = {f"control.{i}": residual for i, residual in enumerate(named.get("down", ()))}
-    if "middle" in named:
-        inputs["control.middle"] = named["middle"]
-    return inputs
+    down = {f"control.{i}": residual for i, residual in enumerate(named["down"])}
+    return {**down, "control.middle": named["middle"]}

@@ -121,7 +121,7 @@ std::shared_ptr<weights::Source> weights_of(nb::handle source) {
   return weights::from_views("mapping", std::move(views), arrays.keep());
 }
 
-nb::ndarray<> empty(const Shape& shape, DType dtype) {
+nb::ndarray<nb::array_api> empty(const Shape& shape, DType dtype) {
   constexpr std::align_val_t kAlignment{64};
   std::vector<std::size_t> sizes(shape.begin(), shape.end());
   const auto bytes = static_cast<std::size_t>(numel(shape) * size_of(dtype));
@@ -129,7 +129,7 @@ nb::ndarray<> empty(const Shape& shape, DType dtype) {
   const nb::capsule owner(data, [](void* p) noexcept { ::operator delete(p, kAlignment); });
   for (const auto& known : kDTypes)
     if (known.dtype == dtype)
-      return nb::ndarray<>(data, sizes.size(), sizes.data(), owner, nullptr,
+      return nb::ndarray<nb::array_api>(data, sizes.size(), sizes.data(), owner, nullptr,
                            {static_cast<std::uint8_t>(known.code), static_cast<std::uint8_t>(size_of(dtype) * 8), 1});
   fail("[python] expected a dtype that DLPack knows but got {}", name_of(dtype));
 }

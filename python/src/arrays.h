@@ -40,7 +40,7 @@ class Arrays {
 std::shared_ptr<weights::Source> weights_of(nb::handle path_or_mapping);
 
 /// A new dense array in host memory, to be handed to any library through DLPack.
-nb::ndarray<> empty(const Shape& shape, DType dtype);
+nb::ndarray<nb::array_api> empty(const Shape& shape, DType dtype);
 
 nb::tuple to_tuple(const Shape& shape);
 

@@ -258,7 +258,8 @@ def test_wrong_arguments_are_named(change, says):
         ({"context": torch.zeros(2, 77, 47)}, ["context", "47"]),
         ({"context": torch.zeros(3, 77, 48)}, ["context", "3"]),
         ({"y": torch.zeros(2, 8)}, ["y"]),
-        ({"control": {"down": []}}, ["control"]),
+        ({"control": {"down": []}}, ["control", "middle"]),
+        ({"control": {"down": [], "middle": torch.zeros(2, 128, 2, 2)}}, ["control.0"]),
         ({"control": {"up": []}}, ["control", "up"]),
     ],
 )

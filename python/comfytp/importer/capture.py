@@ -1,0 +1,192 @@
+"""Captures a module's forward as a graph of few ATen ops, without touching the module."""
+
+import contextlib
+import copy
+import functools
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .unsupported import Unsupported
+
+# Ops that torch would take apart and that have a meaning of their own in the engine's graph.
+_KEPT = (
+    "conv1d.default",
+    "conv1d.padding",
+    "conv2d.default",
+    "conv2d.padding",
+    "conv3d.default",
+    "conv3d.padding",
+    "group_norm.default",
+    "instance_norm.default",
+    "layer_norm.default",
+    "linear.default",
+    "matmul.default",
+    "pad.default",
+    "pixel_shuffle.default",
+    "pixel_unshuffle.default",
+    "repeat_interleave.self_int",
+    "rms_norm.default",
+    "scaled_dot_product_attention.default",
+    "silu.default",
+    "softmax.int",
+    "split.Tensor",
+    "stack.default",
+    "unbind.int",
+    "upsample_nearest2d.default",
+    "upsample_nearest2d.vec",
+    "upsample_nearest3d.vec",
+)
+
+
+@dataclass
+class Captured:
+    """A module's forward for one set of shapes.
+
+    module: fx graph over ATen ops; its placeholders are named in `sources` in order.
+    sources: for each placeholder ("parameter" | "buffer" | "constant" | "input", name, or index for an input).
+    constants: tensors that belong to the code rather than to the module, by name.
+    out_spec: torch's tree of the outputs; outputs: for each leaf an fx node, or a value that is no tensor.
+    """
+
+    module: torch.fx.GraphModule
+    sources: dict[str, tuple[str, Any]]
+    constants: dict[str, torch.Tensor]
+    outputs: list[Any]
+    out_spec: Any
+
+
+class _Forward(torch.nn.Module):
+    """Calls the module with the leaves of (args, kwargs): tensors are inputs, everything else is fixed."""
+
+    def __init__(self, module: torch.nn.Module, leaves: list[Any], spec: Any) -> None:
+        super().__init__()
+        self.module = module
+        self._leaves = leaves
+        self._spec = spec
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if leaf is None else leaf[0] for leaf in self._leaves]
+        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
+        return self.module(*args, **kwargs)
+
+
+def capture(module: torch.nn.Module, leaves: list[Any], spec: Any) -> Captured:
+    """Captures module(*args, **kwargs), the leaves of (args, kwargs) and their tree being given.
+
+    A copy of the module with fake parameters is what runs, so that neither memory nor arithmetic of a model's size is needed
+    and the module keeps every attribute it has. It runs in this process: modules of custom nodes cannot be sent to another.
+    Caches that code keeps (functools) are cleared before and after, since they would keep fake tensors or give away real
+    ones; random state, default dtype and default device are put back.
+
+    Raises Unsupported when torch cannot capture it.
+    """
+    mode = FakeTensorMode()
+    inputs = [_fake(mode, leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    fixed = [None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves]
+    with _undisturbed(module):
+        forward = _Forward(_copy_with_fakes(module, mode), fixed, spec)
+        forward.eval()
+        try:
+            program = torch.export.export(forward, tuple(inputs), strict=False)
+            program = program.run_decompositions(_decompositions())
+        except Exception as error:  # torch raises whatever its own parts and the model's code raise
+            raise Unsupported(f"{type(module).__name__} cannot be captured: {_first_line(error)}") from error
+    return _read(program)
+
+
+def _fake(mode: FakeTensorMode, tensor: torch.Tensor) -> torch.Tensor:
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+
+
+def _copy_with_fakes(module: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = torch.nn.Parameter(_fake(mode, parameter), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = _fake(mode, buffer)
+    return copy.deepcopy(module, memo)
+
+
+@functools.cache
+def _decompositions() -> Any:
+    table = torch.export.default_decompositions()
+    for name in _KEPT:
+        packet, overload = name.split(".")
+        table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
+    return table
+
+
+def _read(program: torch.export.ExportedProgram) -> Captured:
+    from torch.export.graph_signature import InputKind, OutputKind
+
+    prefix = "module."
+    sources: dict[str, tuple[str, Any]] = {}
+    constants: dict[str, torch.Tensor] = {}
+    inputs = 0
+    for spec in program.graph_signature.input_specs:
+        name = spec.arg.name
+        if spec.kind is InputKind.USER_INPUT:
+            sources[name] = ("input", inputs)
+            inputs += 1
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            kind = "parameter" if spec.kind is InputKind.PARAMETER else "buffer"
+            sources[name] = (kind, spec.target.removeprefix(prefix))
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            sources[name] = ("constant", spec.target)
+            constants[spec.target] = program.constants[spec.target]
+        else:
+            raise Unsupported(f"expected tensors as inputs but got {spec.kind.name.lower()} {spec.target}")
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    outputs = []
+    for value, spec in zip(output.args[0], program.graph_signature.output_specs, strict=True):
+        # What the forward writes to its own buffers is state that no engine keeps.
+        if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            raise Unsupported(f"the forward writes to its input {spec.target}")
+        if spec.kind is OutputKind.USER_OUTPUT:
+            outputs.append(value)
+    return Captured(program.graph_module, sources, constants, outputs, program.call_spec.out_spec)
+
+
+@contextlib.contextmanager
+def _undisturbed(module: torch.nn.Module):
+    caches = _caches_of(module)
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    state = torch.random.get_rng_state()
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        with torch.no_grad(), torch.device("cpu"):
+            yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+        torch.random.set_rng_state(state)
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+
+
+def _caches_of(module: torch.nn.Module) -> list[Any]:
+    """functools caches of the Python modules that the parts of `module` and their bases come from, and of what these import
+    by name from the same package."""
+    files = {base.__module__ for part in module.modules() for base in type(part).__mro__}
+    found: dict[int, Any] = {}
+    for name in files:
+        if name.partition(".")[0] in ("torch", "builtins"):
+            continue
+        for value in list(vars(sys.modules.get(name, object())).values()) if name in sys.modules else ():
+            for item in (value, *(vars(value).values() if isinstance(value, type) else ())):
+                if hasattr(item, "cache_clear") and hasattr(item, "cache_info"):
+                    found[id(item)] = item
+    return list(found.values())
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
