@@ -20,7 +20,7 @@ struct Component {
 
 /// The denoiser of a checkpoint under LDM's bare names, whatever layout the file has.
 struct Checkpoint {
-  std::string layout;  ///< "ldm" (model.diffusion_model.…), "bare", "diffusers"
+  std::string layout;                 ///< "ldm" (model.diffusion_model.…), "bare", "diffusers"
   std::vector<Component> components;  ///< those that have tensors, the denoiser first
   std::shared_ptr<weights::Source> denoiser;
   UNet unet;

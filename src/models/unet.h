@@ -27,9 +27,9 @@ struct UNetTransformer {
 struct UNetModule {
   enum class Kind { conv, resnet, transformer, downsample, upsample };
   Kind kind = Kind::conv;
-  std::string prefix;              ///< "input_blocks.1.0"
-  std::int64_t in = 0, out = 0;    ///< channels
-  std::size_t transformer = 0;     ///< index in UNet::transformers
+  std::string prefix;            ///< "input_blocks.1.0"
+  std::int64_t in = 0, out = 0;  ///< channels
+  std::size_t transformer = 0;   ///< index in UNet::transformers
 };
 using UNetBlock = std::vector<UNetModule>;
 
@@ -45,9 +45,9 @@ struct UNet {
   std::int64_t levels = 0;                ///< resolutions; an image is halved levels-1 times
   std::int64_t norm_groups = 32;
   std::vector<UNetTransformer> transformers;
-  std::vector<UNetBlock> input_blocks;    ///< what each makes is a skip
+  std::vector<UNetBlock> input_blocks;  ///< what each makes is a skip
   UNetBlock middle_block;
-  std::vector<UNetBlock> output_blocks;   ///< each begins with a concat of the last skip that is left
+  std::vector<UNetBlock> output_blocks;                             ///< each begins with a concat of the last skip that is left
   std::map<std::string, weights::TensorInfo, std::less<>> tensors;  ///< the tensors that the UNet uses, in LDM's bare names
 };
 
@@ -82,7 +82,8 @@ std::vector<std::pair<std::string, Shape>> control_inputs(const UNet& unet, cons
 /// The tensors of a published family at its full size ("sd1", "sd2", "sdxl", "sdxl-refiner"), in LDM's bare names, or of a
 /// reduced one with `width` channels at the first level (a multiple of 32): what a seeded checkpoint for demos and tests is made of.
 /// A reduced one keeps the widths of context and y, by which the family is told. Throws Error for another family or width.
-std::map<std::string, weights::TensorInfo, std::less<>> unet_tensors(const std::string& family, DType dtype, std::optional<std::int64_t> width = {});
+std::map<std::string, weights::TensorInfo, std::less<>> unet_tensors(const std::string& family, DType dtype,
+                                                                     std::optional<std::int64_t> width = {});
 
 /// The keys and shapes that the blocks of `unet` call for, in the order of the construction.
 std::vector<std::pair<std::string, Shape>> required_tensors(const UNet& unet);

@@ -81,11 +81,21 @@ class UNetGraph {
 
   ValueId run(const UNetBlock& block, ValueId h, const Shape& next_skip) {
     for (const auto& m : block) switch (m.kind) {
-        case Kind::conv: h = conv(h, m.prefix); break;
-        case Kind::resnet: h = resnet(h, m); break;
-        case Kind::transformer: h = transformer(h, unet_.transformers[m.transformer]); break;
-        case Kind::downsample: h = conv(h, m.prefix + ".op", 2); break;
-        case Kind::upsample: h = conv(b_.upsample_nearest(h, next_skip[2], next_skip[3]), m.prefix + ".conv"); break;
+        case Kind::conv:
+          h = conv(h, m.prefix);
+          break;
+        case Kind::resnet:
+          h = resnet(h, m);
+          break;
+        case Kind::transformer:
+          h = transformer(h, unet_.transformers[m.transformer]);
+          break;
+        case Kind::downsample:
+          h = conv(h, m.prefix + ".op", 2);
+          break;
+        case Kind::upsample:
+          h = conv(b_.upsample_nearest(h, next_skip[2], next_skip[3]), m.prefix + ".conv");
+          break;
       }
     return h;
   }
@@ -155,8 +165,8 @@ std::vector<std::pair<std::string, Shape>> control_inputs(const UNet& unet, cons
 
 graph::Graph build_unet(const UNet& unet, const UNetCall& call, DType compute) {
   require(call.batch >= 1 && call.height >= 1 && call.width >= 1 && call.tokens >= 1,
-          "[models] expected a call with batch, height, width and tokens of at least 1 but got batch {}, latent {}x{} and {} tokens", call.batch,
-          call.height, call.width, call.tokens);
+          "[models] expected a call with batch, height, width and tokens of at least 1 but got batch {}, latent {}x{} and {} tokens",
+          call.batch, call.height, call.width, call.tokens);
   require(compute == DType::f32 || compute == DType::bf16 || compute == DType::f16 || compute == DType::f64,
           "[models] expected to compute in f32, bf16, f16 or f64 but got {}", name_of(compute));
   return UNetGraph(unet, call, compute).build();

@@ -24,7 +24,8 @@ class Detector {
 
   UNet detect() {
     require(any("input_blocks.") && any("middle_block.") && any("output_blocks."),
-            "[models] {}: not a diffusion model of a known family (expected tensors input_blocks.…, middle_block.…, output_blocks.…)", name_);
+            "[models] {}: not a diffusion model of a known family (expected tensors input_blocks.…, middle_block.…, output_blocks.…)",
+            name_);
     read_sizes();
     read_blocks();
     check_tensors();
@@ -56,14 +57,21 @@ class Detector {
 
   /// Dimension `d` of the first of `keys` that is there with at least that rank.
   std::int64_t dim(std::initializer_list<std::string> keys, std::size_t d, std::int64_t otherwise) const {
-    for (const auto& key : keys)
-      if (const auto it = source_.tensors().find(key); it != source_.tensors().end() && it->second.shape.size() > d) return it->second.shape[d];
+    for (const auto& key : keys) {
+      const auto it = source_.tensors().find(key);
+      if (it == source_.tensors().end() || it->second.shape.size() <= d) continue;
+      const auto size = it->second.shape[d];
+      require(size >= 1 && size <= 1 << 24, "[models] {}: expected a size of 1 to 2^24 in dimension {} of {} but got {}", name_, d, key,
+              to_string(it->second.shape));
+      return size;
+    }
     return otherwise;
   }
 
   void read_sizes() {
-    unet_.model_channels = dim({"time_embed.0.weight", "input_blocks.0.0.weight"}, any("time_embed.0.weight") ? 1 : 0, 0);
-    unet_.time_embed_dim = dim({"time_embed.0.weight", "time_embed.2.weight", "time_embed.0.bias", "time_embed.2.bias"}, 0, 4 * unet_.model_channels);
+    unet_.model_channels = dim({"time_embed.0.weight"}, 1, dim({"input_blocks.0.0.weight", "input_blocks.0.0.bias"}, 0, 0));
+    unet_.time_embed_dim =
+        dim({"time_embed.0.weight", "time_embed.2.weight", "time_embed.0.bias", "time_embed.2.bias"}, 0, 4 * unet_.model_channels);
     unet_.in_channels = dim({"input_blocks.0.0.weight"}, 1, 4);
     unet_.out_channels = dim({"out.2.weight", "out.2.bias"}, 0, 4);
     if (any("label_emb.")) unet_.label_dim = dim({"label_emb.0.0.weight"}, 1, 0);
@@ -79,17 +87,19 @@ class Detector {
     }
     unet_.levels = level + 1;
     unet_.middle_block = read_block("middle_block", channels, level, {});
-    require(level + 1 == unet_.levels, "[models] {}: expected a middle_block without down- and upsampling", name_);
+    require(!has(unet_.middle_block, Kind::downsample) && !has(unet_.middle_block, Kind::upsample),
+            "[models] {}: expected a middle_block without down- and upsampling", name_);
     for (std::int64_t i = 0; i < outputs; ++i) {
       const auto path = fmt::format("output_blocks.{}", i);
       require(!skips.empty(), "[models] {}: expected as many output_blocks as input_blocks, {}, but there is {}", name_, inputs, path);
       // Incomplete files are told by what is missing, not by a size that does not fit.
-      require(!missing_.empty() || skips.back().second == level, "[models] {}: expected {} at resolution {} of its skip but it stands at {}", name_,
-              path, skips.back().second, level);
+      require(!missing_.empty() || skips.back().second == level,
+              "[models] {}: expected {} at resolution {} of its skip but it stands at {}", name_, path, skips.back().second, level);
       channels += skips.back().first;
       skips.pop_back();
       unet_.output_blocks.push_back(read_block(path, channels, level, Kind::downsample));
-      require(!skips.empty() || !has(unet_.output_blocks.back(), Kind::upsample), "[models] {}: expected no upsampling in the last block, {}", name_, path);
+      require(!skips.empty() || !has(unet_.output_blocks.back(), Kind::upsample),
+              "[models] {}: expected no upsampling in the last block, {}", name_, path);
     }
   }
 
@@ -111,13 +121,21 @@ class Detector {
       UNetModule m{kind_of(prefix), prefix, channels, channels, unet_.transformers.size()};
       require(m.kind != refused, "[models] {}: expected no change of resolution of that kind at {}", name_, prefix);
       switch (m.kind) {
-        case Kind::conv: m.out = dim({prefix + ".weight", prefix + ".bias"}, 0, channels); break;
+        case Kind::conv:
+          m.out = dim({prefix + ".weight", prefix + ".bias"}, 0, channels);
+          break;
         case Kind::resnet:
           m.out = dim({prefix + ".out_layers.3.weight", prefix + ".in_layers.2.weight", prefix + ".emb_layers.1.weight"}, 0, channels);
           break;
-        case Kind::downsample: ++level, m.out = dim({prefix + ".op.weight", prefix + ".op.bias"}, 0, channels); break;
-        case Kind::upsample: --level, m.out = dim({prefix + ".conv.weight", prefix + ".conv.bias"}, 0, channels); break;
-        case Kind::transformer: read_transformer(prefix, channels); break;
+        case Kind::downsample:
+          ++level, m.out = dim({prefix + ".op.weight", prefix + ".op.bias"}, 0, channels);
+          break;
+        case Kind::upsample:
+          --level, m.out = dim({prefix + ".conv.weight", prefix + ".conv.bias"}, 0, channels);
+          break;
+        case Kind::transformer:
+          read_transformer(prefix, channels);
+          break;
       }
       channels = m.out;
       block.push_back(std::move(m));
@@ -166,15 +184,18 @@ class Detector {
       const bool block = key.starts_with("input_blocks.") || key.starts_with("middle_block.") || key.starts_with("output_blocks.");
       if (block && !unet_.tensors.contains(key)) unknown.push_back(key);
     }
-    require(unknown.empty(), "[models] {}: expected a UNet of Stable Diffusion's construction but its blocks also hold {}", name_, first_few(unknown));
+    require(unknown.empty(), "[models] {}: expected a UNet of Stable Diffusion's construction but its blocks also hold {}", name_,
+            first_few(unknown));
   }
 
   void check_groups() const {
+    require(unet_.model_channels % 2 == 0, "[models] {}: expected an even width of the timestep's embedding but time_embed.0.weight has {}",
+            name_, unet_.model_channels);
     for (const auto& [key, info] : unet_.tensors) {
       const bool norm = key.ends_with(".in_layers.0.weight") || key.ends_with(".out_layers.0.weight") || key.ends_with(".norm.weight") ||
                         key == "out.0.weight";
-      require(!norm || info.shape[0] % unet_.norm_groups == 0, "[models] {}: expected channels that {} norm groups divide but {} has {}", name_,
-              unet_.norm_groups, key, info.shape[0]);
+      require(!norm || info.shape[0] % unet_.norm_groups == 0, "[models] {}: expected channels that {} norm groups divide but {} has {}",
+              name_, unet_.norm_groups, key, info.shape[0]);
     }
   }
 
@@ -187,8 +208,8 @@ class Detector {
     const auto divisor = by_width ? heads_.head_dim.value_or(64) : heads_.heads.value_or(8);
     for (auto& t : unet_.transformers) {
       require(t.channels % divisor == 0,
-              "[models] {}: expected the {} channels of {} to be divisible by {}, the {}; a UNet of other heads needs heads or head_dim", name_,
-              t.channels, t.prefix, divisor, by_width ? "width of a head" : "number of heads");
+              "[models] {}: expected the {} channels of {} to be divisible by {}, the {}; a UNet of other heads needs heads or head_dim",
+              name_, t.channels, t.prefix, divisor, by_width ? "width of a head" : "number of heads");
       t.heads = by_width ? t.channels / divisor : divisor;
     }
   }
@@ -196,8 +217,8 @@ class Detector {
   void name_family() {
     const bool linear = unet_.transformers.front().linear, label = unet_.label_dim.has_value();
     const auto context = unet_.context_dim;
-    unet_.family = context == 768 && !linear && !label ? "sd1"
-                   : context == 1024 && linear         ? "sd2"
+    unet_.family = context == 768 && !linear && !label  ? "sd1"
+                   : context == 1024 && linear          ? "sd2"
                    : context == 2048 && linear && label ? "sdxl"
                    : context == 1280 && linear && label ? "sdxl-refiner"
                                                         : "unet";

@@ -48,7 +48,8 @@ UNet construct(const Family& family, std::int64_t width) {
     block.push_back({kind, prefix, in, out, unet.transformers.size()});
     if (kind == Kind::transformer) unet.transformers.push_back({prefix, in, depth, 0, family.context_dim, family.linear});
   };
-  const auto add = [&](std::vector<UNetBlock>& blocks, const char* name, std::int64_t in, std::int64_t out, std::int64_t depth) -> UNetBlock& {
+  const auto add = [&](std::vector<UNetBlock>& blocks, const char* name, std::int64_t in, std::int64_t out,
+                       std::int64_t depth) -> UNetBlock& {
     const auto path = fmt::format("{}.{}", name, blocks.size());
     auto& block = blocks.emplace_back();
     append(block, path, Kind::resnet, in, out);
@@ -108,7 +109,9 @@ class Required {
   }
 
   void transformer(const UNetTransformer& t) {
-    const auto project = [&](const std::string& path) { t.linear ? linear(path, t.channels, t.channels) : conv(path, t.channels, t.channels, 1); };
+    const auto project = [&](const std::string& path) {
+      t.linear ? linear(path, t.channels, t.channels) : conv(path, t.channels, t.channels, 1);
+    };
     norm(t.prefix + ".norm", t.channels);
     project(t.prefix + ".proj_in");
     for (std::int64_t i = 0; i < t.depth; ++i) {
@@ -124,11 +127,16 @@ class Required {
 
   void module(const UNet& unet, const UNetModule& m) {
     switch (m.kind) {
-      case Kind::conv: return conv(m.prefix, m.in, m.out);
-      case Kind::downsample: return conv(m.prefix + ".op", m.in, m.out);
-      case Kind::upsample: return conv(m.prefix + ".conv", m.in, m.out);
-      case Kind::transformer: return transformer(unet.transformers[m.transformer]);
-      case Kind::resnet: break;
+      case Kind::conv:
+        return conv(m.prefix, m.in, m.out);
+      case Kind::downsample:
+        return conv(m.prefix + ".op", m.in, m.out);
+      case Kind::upsample:
+        return conv(m.prefix + ".conv", m.in, m.out);
+      case Kind::transformer:
+        return transformer(unet.transformers[m.transformer]);
+      case Kind::resnet:
+        break;
     }
     norm(m.prefix + ".in_layers.0", m.in);
     conv(m.prefix + ".in_layers.2", m.in, m.out);
@@ -160,7 +168,8 @@ std::vector<std::pair<std::string, Shape>> required_tensors(const UNet& unet) {
   return std::move(required.list);
 }
 
-std::map<std::string, weights::TensorInfo, std::less<>> unet_tensors(const std::string& family, DType dtype, std::optional<std::int64_t> width) {
+std::map<std::string, weights::TensorInfo, std::less<>> unet_tensors(const std::string& family, DType dtype,
+                                                                     std::optional<std::int64_t> width) {
   const auto& list = families();
   const auto found = std::find_if(list.begin(), list.end(), [&](const Family& f) { return f.name == family; });
   require(found != list.end(), "[models] expected a family sd1, sd2, sdxl or sdxl-refiner but got '{}'", family);

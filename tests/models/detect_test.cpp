@@ -61,7 +61,9 @@ INSTANTIATE_TEST_SUITE_P(Families, PublishedFamily,
                          Values(Published{"sd1", 859520964, 768, 0, 4, 16, 8, 8}, Published{"sd2", 865910724, 1024, 0, 4, 16, 5, 20},
                                 Published{"sdxl", 2567463684, 2048, 2816, 3, 11, 10, 20},
                                 Published{"sdxl-refiner", 2259526660, 1280, 2560, 4, 11, 12, 24}),
-                         [](const auto& info) { return std::string(info.param.family == std::string("sdxl-refiner") ? "refiner" : info.param.family); });
+                         [](const auto& info) {
+                           return std::string(info.param.family == std::string("sdxl-refiner") ? "refiner" : info.param.family);
+                         });
 
 TEST(Detect, TellsInpaintingAndInstructModelsByTheirInputChannels) {
   for (std::int64_t channels : {9, 8}) {
@@ -88,7 +90,8 @@ TEST(Detect, ReadsTheDepthOfEachTransformer) {
   auto tensors = unet_tensors("sdxl", DType::f32, 64);
   std::erase_if(tensors, [](const auto& item) { return item.first.starts_with("input_blocks.7.1.transformer_blocks.9."); });
   const UNet unet = detect_unet(*shapes_only(tensors));
-  for (const auto& t : unet.transformers) EXPECT_EQ(t.depth, t.channels == 2 * 64 ? 2 : t.prefix == "input_blocks.7.1" ? 9 : 10) << t.prefix;
+  for (const auto& t : unet.transformers)
+    EXPECT_EQ(t.depth, t.channels == 2 * 64 ? 2 : t.prefix == "input_blocks.7.1" ? 9 : 10) << t.prefix;
 }
 
 TEST(Detect, LetsTheCallerChooseTheHeads) {
@@ -100,11 +103,14 @@ TEST(Detect, LetsTheCallerChooseTheHeads) {
 }
 
 TEST(Detect, RefusesHeadsThatDoNotDivideTheChannels) {
-  EXPECT_EQ(detect_error(unet_tensors("sd2", DType::f32, 32)),
-            "[models] some.safetensors: expected the 32 channels of input_blocks.1.1 to be divisible by 64, the width of a head; a UNet of other "
-            "heads needs heads or head_dim");
-  EXPECT_NE(detect_error(unet_tensors("sd1", DType::f32, 32), {.heads = 3, .head_dim = {}}).find("by 3, the number of heads"), std::string::npos);
-  EXPECT_NE(detect_error(unet_tensors("sd1", DType::f32, 32), {.heads = 0, .head_dim = {}}).find("at least 1 but got 0"), std::string::npos);
+  EXPECT_EQ(
+      detect_error(unet_tensors("sd2", DType::f32, 32)),
+      "[models] some.safetensors: expected the 32 channels of input_blocks.1.1 to be divisible by 64, the width of a head; a UNet of other "
+      "heads needs heads or head_dim");
+  EXPECT_NE(detect_error(unet_tensors("sd1", DType::f32, 32), {.heads = 3, .head_dim = {}}).find("by 3, the number of heads"),
+            std::string::npos);
+  EXPECT_NE(detect_error(unet_tensors("sd1", DType::f32, 32), {.heads = 0, .head_dim = {}}).find("at least 1 but got 0"),
+            std::string::npos);
   EXPECT_NE(detect_error(unet_tensors("sd1", DType::f32, 32), {.heads = 2, .head_dim = 2}).find("got both"), std::string::npos);
 }
 
@@ -123,7 +129,8 @@ TEST(Detect, NamesTheFirstMissingTensorsAndCountsAll) {
                           "output_blocks.0.0.skip_connection.bias", "output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight"})
     tensors.erase(key);
   EXPECT_EQ(detect_error(tensors),
-            "[models] some.safetensors: expected all tensors of a UNet but 6 are missing: 'time_embed.2.bias', 'input_blocks.1.0.in_layers.2.weight', "
+            "[models] some.safetensors: expected all tensors of a UNet but 6 are missing: 'time_embed.2.bias', "
+            "'input_blocks.1.0.in_layers.2.weight', "
             "'middle_block.1.proj_in.weight', 'output_blocks.0.0.skip_connection.bias', … (6 in all)");
 }
 
@@ -139,8 +146,10 @@ TEST(Detect, NamesAnyMissingTensor) {
 
 TEST(Detect, NamesAMissingBlock) {
   auto tensors = unet_tensors("sd1", DType::f16, 32);
-  std::erase_if(tensors, [](const auto& item) { return item.first.starts_with("output_blocks.11.") || item.first.starts_with("input_blocks.4.0."); });
-  EXPECT_NE(detect_error(tensors).find("2 are missing: 'input_blocks.4.0.*', 'output_blocks.11.*'"), std::string::npos) << detect_error(tensors);
+  std::erase_if(
+      tensors, [](const auto& item) { return item.first.starts_with("output_blocks.11.") || item.first.starts_with("input_blocks.4.0."); });
+  EXPECT_NE(detect_error(tensors).find("2 are missing: 'input_blocks.4.0.*', 'output_blocks.11.*'"), std::string::npos)
+      << detect_error(tensors);
 }
 
 TEST(Detect, NamesAWrongShapeOrDtype) {
@@ -151,6 +160,21 @@ TEST(Detect, NamesAWrongShapeOrDtype) {
   tensors = unet_tensors("sd1", DType::f16, 32);
   tensors["out.2.weight"].dtype = DType::i8;
   EXPECT_EQ(detect_error(tensors), "[models] some.safetensors: expected out.2.weight of a floating-point dtype but got i8");
+}
+
+TEST(Detect, RefusesSizesThatNoUNetHas) {
+  for (std::int64_t size : {std::int64_t{0}, std::int64_t{1} << 60}) {
+    auto tensors = unet_tensors("sd1", DType::f16, 32);
+    for (auto& [key, info] : tensors)
+      for (auto& d : info.shape) d = d == 64 ? size : d;
+    EXPECT_NE(detect_error(tensors).find(
+                  fmt::format("expected a size of 1 to 2^24 in dimension 0 of input_blocks.4.0.out_layers.3.weight but got [{}", size)),
+              std::string::npos)
+        << detect_error(tensors);
+  }
+  auto tensors = unet_tensors("sd1", DType::f16, 32);
+  tensors["time_embed.0.weight"].shape[1] = 33;
+  EXPECT_NE(detect_error(tensors).find("expected an even width"), std::string::npos) << detect_error(tensors);
 }
 
 TEST(Detect, TakesEveryFloatingPointDtype) {
@@ -170,7 +194,11 @@ TEST(Detect, RefusesTensorsInABlockThatHaveNoPlaceInIt) {
 TEST(Detect, RefusesAnotherConstruction) {
   auto tensors = unet_tensors("sd1", DType::f16, 32);
   tensors["input_blocks.2.2.qkv.weight"] = {DType::f16, {32}};
-  EXPECT_NE(detect_error(tensors).find("at input_blocks.2.2 but got 'input_blocks.2.2.qkv.weight'"), std::string::npos) << detect_error(tensors);
+  EXPECT_NE(detect_error(tensors).find("at input_blocks.2.2 but got 'input_blocks.2.2.qkv.weight'"), std::string::npos)
+      << detect_error(tensors);
+  tensors = unet_tensors("sd1", DType::f16, 32);
+  tensors["middle_block.3.op.weight"] = tensors["middle_block.4.conv.weight"] = {DType::f16, {128, 128, 3, 3}};
+  EXPECT_NE(detect_error(tensors).find("a middle_block without down- and upsampling"), std::string::npos) << detect_error(tensors);
   tensors = unet_tensors("sd1", DType::f16, 32);
   tensors["output_blocks.12.0.op.weight"] = {DType::f16, {32}};
   EXPECT_NE(detect_error(tensors).find("as many output_blocks as input_blocks, 12"), std::string::npos) << detect_error(tensors);
@@ -189,7 +217,8 @@ TEST(Recognise, FindsTheDenoiserInASingleFileAndCountsTheOtherParts) {
   EXPECT_EQ(checkpoint.unet.family, "sd1");
   EXPECT_TRUE(checkpoint.denoiser->has("input_blocks.0.0.weight"));
   ASSERT_EQ(checkpoint.components.size(), 4u);
-  const auto& [denoiser, text, vae, other] = std::tie(checkpoint.components[0], checkpoint.components[1], checkpoint.components[2], checkpoint.components[3]);
+  const auto& [denoiser, text, vae, other] =
+      std::tie(checkpoint.components[0], checkpoint.components[1], checkpoint.components[2], checkpoint.components[3]);
   EXPECT_EQ(denoiser.name, "denoiser");
   EXPECT_EQ(denoiser.tensors, count);
   EXPECT_EQ(denoiser.bytes, 2 * denoiser.parameters);
@@ -215,9 +244,12 @@ TEST(Recognise, FindsABareDenoiser) {
 }
 
 TEST(Recognise, RefusesWhatIsNoDiffusionModel) {
-  EXPECT_EQ(error_of([] { models::recognise(shapes_only({{"text_model.embeddings.weight", {DType::f16, {8}}}})); }),
-            "[models] some.safetensors: not a diffusion model (expected tensors model.diffusion_model.…, input_blocks.… or, from diffusers, "
-            "down_blocks.…)");
+  EXPECT_EQ(
+      error_of([] {
+        models::recognise(shapes_only({{"text_model.embeddings.weight", {DType::f16, {8}}}}));
+      }),
+      "[models] some.safetensors: not a diffusion model (expected tensors model.diffusion_model.…, input_blocks.… or, from diffusers, "
+      "down_blocks.…)");
 }
 
 TEST(UNetTensors, RefusesAnotherFamilyOrWidth) {

@@ -46,7 +46,8 @@ Tensors small_unet(bool linear) {
   unet.middle_block = block("middle_block", high, high, {Kind::resnet, Kind::transformer, Kind::resnet});
   unet.output_blocks = {block("output_blocks.0", high + high, high, level(linear)),
                         block("output_blocks.1", high + low, high, level(linear, {Kind::upsample})),
-                        block("output_blocks.2", high + low, low, level(!linear)), block("output_blocks.3", low + low, low, level(!linear))};
+                        block("output_blocks.2", high + low, low, level(!linear)),
+                        block("output_blocks.3", low + low, low, level(!linear))};
   Tensors tensors;
   for (const auto& [key, shape] : models::required_tensors(unet)) tensors[key] = {DType::f32, shape};
   return tensors;
@@ -101,8 +102,9 @@ TEST_P(SmallUNet, GivesWhatDiffusersGivesWithAnOddSizeAndControlResiduals) {
 
 INSTANTIATE_TEST_SUITE_P(
     Constructions, SmallUNet,
-    testing::Values(Reference{false, {0.174878869, -0.184916071, 0.556816759, 0.349972026, 0.447053548, 0.093931667, 0.368842973, 0.538416005}},
-                    Reference{true, {0.309560928, -0.115013453, -0.079367639, -0.238226003, -0.053423289, 0.191111996, 0.963577444, -0.442580286}}),
+    testing::Values(
+        Reference{false, {0.174878869, -0.184916071, 0.556816759, 0.349972026, 0.447053548, 0.093931667, 0.368842973, 0.538416005}},
+        Reference{true, {0.309560928, -0.115013453, -0.079367639, -0.238226003, -0.053423289, 0.191111996, 0.963577444, -0.442580286}}),
     [](const auto& info) { return std::string(info.param.linear ? "SDXL" : "SD1"); });
 
 }  // namespace
