@@ -35,16 +35,20 @@ OpCase linear(const std::string& name, Shape x, std::int64_t o, const std::strin
           true};
 }
 
-OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "") {
-  return {"conv2d_" + name,
+OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "", std::int64_t groups = 1) {
+  const auto spatial = stride.size();
+  const auto op = "conv" + std::to_string(spatial) + "d";
+  return {op + "_" + name,
           [=](Builder& b) {
             std::vector<ValueId> in = {input(b, x), b.weight("k", k)};
             graph::Attrs attrs = {{"stride", stride}, {"padding", padding}};
-            Shape y = {x[0], k[0], 0, 0};
-            for (int d = 0; d < 2; ++d) y[2 + d] = x[2 + d] ? (x[2 + d] + padding[d] + padding[2 + d] - k[2 + d]) / stride[d] + 1 : 0;
+            if (groups != 1) attrs.set("groups", groups);
+            Shape y = {x[0], k[0]};
+            for (std::size_t d = 0; d < spatial; ++d)
+              y.push_back(x[2 + d] ? (x[2 + d] + padding[d] + padding[spatial + d] - k[2 + d]) / stride[d] + 1 : 0);
             for (auto id : operands(b, epilogue, y, 1)) in.push_back(id);
             if (!epilogue.empty()) attrs.set("epilogue", epilogue);
-            return b.graph.add("conv2d", in, attrs);
+            return b.graph.add(op, in, attrs);
           },
           true};
 }
@@ -108,14 +112,46 @@ void add_contractions(std::vector<OpCase>& cases) {
                   conv("image_out", {1, 64, 4, 4}, {4, 64, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias"),
                   conv("no_rows", {1, 4, 0, 5}, {8, 4, 3, 3}, {1, 1}, {0, 1, 0, 1}, "bias"),
                   conv("no_samples", {0, 4, 5, 5}, {8, 4, 3, 3}, {1, 1}, {1, 1, 1, 1}),
-                  conv("nothing_contracted", {1, 0, 4, 5}, {6, 0, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias,add")})
+                  conv("nothing_contracted", {1, 0, 4, 5}, {6, 0, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias,add"),
+                  conv("one_dimension", {2, 16, 11}, {24, 16, 3}, {2}, {1, 0}, "bias,silu"),
+                  conv("pixelwise", {2, 16, 11}, {24, 16, 1}, {1}, {0, 0}, "bias"),
+                  conv("three_dimensions", {1, 6, 3, 4, 5}, {8, 6, 3, 3, 3}, {1, 1, 1}, {2, 1, 1, 0, 1, 1}, "bias"),
+                  conv("groups", {2, 12, 5, 6}, {20, 3, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias,mul", 4),
+                  conv("depthwise", {1, 32, 9}, {32, 1, 4}, {1}, {3, 0}, "silu", 32),
+                  conv("no_groups", {1, 0, 4, 5}, {0, 3, 3, 3}, {1, 1}, {1, 1, 1, 1}, "", 0)})
     cases.push_back(c);
+}
+
+// `heads` of q share `groups` of k and v; the mask's shape, and whether it says which keys are seen or is added.
+OpCase masked_attention(const std::string& name, Shape q, std::int64_t groups, std::int64_t keys, Shape mask, bool seen) {
+  return {"attention_" + name, [=](Builder& b) {
+            const auto kv = [&](const std::string& n) { return input(b, {q[0], groups, keys, q[3]}, n); };
+            std::vector<ValueId> in = {input(b, q, "q"), kv("k"), kv("v")};
+            if (!mask.empty()) {
+              auto m = input(b, mask, "mask");
+              if (seen) m = b.graph.add("less", {m, b.constant({}, {0.5}, b.compute)});
+              in.push_back(m);
+            }
+            return b.graph.add("attention", in, {{"scale", 0.4}});
+          }};
+}
+
+OpCase matmul(const std::string& name, Shape a, std::int64_t n) {
+  return {"matmul_" + name, [=](Builder& b) {
+            Shape other = a;
+            other[a.size() - 2] = a.back();
+            other.back() = n;
+            return b.graph.add("matmul", {input(b, a, "a"), input(b, other, "b")});
+          }};
 }
 
 void add_attention(std::vector<OpCase>& cases) {
   for (auto& c : {attention("small", {1, 2, 7, 8}, 7, 8), attention("text", {2, 2, 33, 40}, 77, 40, true), attention("several_blocks", {1, 1, 70, 20}, 600, 36),
                   attention("wide_heads", {1, 2, 5, 160}, 65, 160, true), attention("one_query", {3, 1, 1, 16}, 4, 3), attention("no_keys", {1, 2, 3, 4}, 0, 5),
-                  attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true), attention("no_size", {1, 1, 3, 0}, 4, 5)})
+                  attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true), attention("no_size", {1, 1, 3, 0}, 4, 5),
+                  masked_attention("shared_keys", {2, 6, 5, 8}, 2, 9, {}, false), masked_attention("added_mask", {2, 4, 35, 8}, 4, 300, {2, 1, 35, 300}, false),
+                  masked_attention("seen_keys", {2, 4, 5, 8}, 1, 40, {2, 4, 1, 40}, true), masked_attention("seen_by_query", {2, 2, 34, 8}, 2, 77, {1, 1, 34, 77}, true),
+                  matmul("plain", {5, 7}, 6), matmul("batches", {2, 3, 17, 33}, 9), matmul("empty", {2, 0, 3}, 4), matmul("nothing_contracted", {2, 3, 0}, 4)})
     cases.push_back(c);
 }
 
@@ -126,6 +162,9 @@ void add_norms(std::vector<OpCase>& cases) {
                   layer_norm("plain", {4, 5, 24}), layer_norm("odd", {3, 77}), layer_norm("far_from_zero", {6, 320}, "offset"), layer_norm("no_rows", {0, 8}),
                   layer_norm("no_channels", {3, 0})})
     cases.push_back(c);
+  for (const auto& [name, shape] : {std::pair<std::string, Shape>{"plain", {4, 5, 24}}, {"odd", {3, 77}}, {"no_channels", {3, 0}}})
+    cases.push_back({"rms_norm_" + name,
+                     [shape](Builder& b) { return b.graph.add("rms_norm", {input(b, shape), b.weight("weight", {shape.back()})}, {{"epsilon", 1e-5}}); }, true});
   cases.push_back({"group_moments", [](Builder& b) { return b.graph.add("group_moments", {input(b, {2, 12, 5, 7}, "offset")}, {{"groups", std::int64_t{3}}}); }});
   cases.push_back({"group_moments_no_rows", [](Builder& b) { return b.graph.add("group_moments", {input(b, {2, 12, 0, 7})}, {{"groups", std::int64_t{3}}}); }});
   cases.push_back({"row_moments", [](Builder& b) { return b.graph.add("row_moments", {input(b, {2, 3, 50}, "offset")}); }});
@@ -151,13 +190,15 @@ void add_norms(std::vector<OpCase>& cases) {
                        parts.push_back(b.slice(x, 1, lo, hi));
                        moments.push_back(b.graph.add("row_moments", {parts.back()}));
                      }
-                     return b.graph.add("layer_norm", {parts[0], b.weight("weight", {13}), b.weight("bias", {13}), b.concat(moments, 0)}, {{"epsilon", 1e-5}});
+                     const auto all = b.concat(moments, 0), weight = b.weight("weight", {13});
+                     const auto x_normed = b.graph.add("layer_norm", {parts[0], weight, b.weight("bias", {13}), all}, {{"epsilon", 1e-5}});
+                     return b.concat({x_normed, b.graph.add("rms_norm", {parts[0], weight, all}, {{"epsilon", 1e-5}})}, 1);
                    },
                    true});
 }
 
 void add_elementwise(std::vector<OpCase>& cases) {
-  for (const std::string op : {"add", "sub", "mul", "div"}) {
+  for (const std::string op : {"add", "sub", "mul", "div", "maximum", "minimum", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}) {
     cases.push_back(binary("same", op, {2, 3, 4, 5}, {2, 3, 4, 5}));
     cases.push_back(binary("channels", op, {2, 3, 4, 5}, {3, 1, 1}));
   }
@@ -165,7 +206,20 @@ void add_elementwise(std::vector<OpCase>& cases) {
                   binary("both", "add", {2, 1, 4, 1}, {3, 1, 5}), binary("long_rows", "add", {3, 40000}, {40000}), binary("empty", "add", {2, 0, 3}, {3}),
                   binary("scalars", "div", {}, {})})
     cases.push_back(c);
-  for (const std::string op : {"silu", "gelu", "sin", "cos"}) {
+  const auto positive = [](Builder& b, ValueId x) { return b.add(b.unary("abs", x), b.constant({}, {0.125}, b.compute)); };
+  for (const std::string op : {"log", "sqrt", "rsqrt"})
+    cases.push_back({op, [=](Builder& b) { return b.unary(op, positive(b, input(b, {3, 70}))); }});
+  cases.push_back({"pow", [=](Builder& b) { return b.graph.add("pow", {positive(b, input(b, {3, 70})), input(b, {70}, "y")}); }});
+  cases.push_back({"where", [](Builder& b) {
+                     const auto condition = b.graph.add("less", {input(b, {3, 1, 8}, "c"), input(b, {1}, "d")});
+                     return b.graph.add("where", {condition, input(b, {3, 5, 8}, "a"), input(b, {5, 1}, "b")});
+                   }});
+  cases.push_back({"integers", [](Builder& b) {
+                     const auto i = b.input("i", {3, 5}, DType::i64), j = b.input("j", {5}, DType::i64);
+                     const auto odd = b.unary("logical_not", b.graph.add("equal", {i, j}));
+                     return b.graph.add("where", {odd, b.add(b.mul(i, j), b.unary("neg", j)), i});
+                   }});
+  for (const std::string op : {"silu", "gelu", "gelu_tanh", "sigmoid", "tanh", "exp", "relu", "abs", "neg", "sin", "cos"}) {
     cases.push_back({op, [op](Builder& b) { return b.unary(op, input(b, {3, 5, 70})); }});
     cases.push_back({op + "_empty", [op](Builder& b) { return b.unary(op, input(b, {3, 0})); }});
   }
@@ -176,6 +230,36 @@ void add_movement(std::vector<OpCase>& cases) {
     cases.push_back({"cast_to_" + std::string(name_of(to)), [to](Builder& b) { return b.cast(b.cast(input(b, {3, 37, 41}), DType::f32), to); }});
   cases.push_back({"cast_integers", [](Builder& b) { return b.cast(b.input("i", {4, 9}, DType::i64), b.compute); }});
   cases.push_back({"cast_weight", [](Builder& b) { return b.graph.add("cast", {b.weight("w", {32, 48})}, {{"dtype", std::string(name_of(b.compute))}}); }, true});
+  for (const std::string mode : {"constant", "replicate", "circular"})
+    cases.push_back({"pad_" + mode, [=](Builder& b) {
+                       return b.graph.add("pad", {input(b, {2, 3, 4, 5})},
+                                          {{"before", Ints{0, 1, 2, 0}}, {"after", Ints{0, 0, 3, 1}}, {"mode", mode}, {"value", 1.5}});
+                     }});
+  cases.push_back({"pad_empty", [](Builder& b) {
+                     return b.graph.add("pad", {input(b, {2, 0})}, {{"before", Ints{0, 1}}, {"after", Ints{1, 2}}, {"mode", std::string("constant")}, {"value", -1.0}});
+                   }});
+  cases.push_back({"expand", [](Builder& b) { return b.graph.add("expand", {input(b, {3, 1, 5, 1})}, {{"shape", Ints{3, 4, 5, 6}}}); }});
+  cases.push_back({"expand_to_nothing", [](Builder& b) { return b.graph.add("expand", {input(b, {3, 1})}, {{"shape", Ints{3, 0}}}); }});
+  for (const auto& [name, dims] : {std::pair<std::string, Ints>{"last", {3}}, {"first", {0}}, {"middle", {1, 2}}, {"apart", {0, 3}}, {"all", {0, 1, 2, 3}}, {"none", {}}})
+    for (const std::string op : {"sum", "amax"})
+      cases.push_back({op + "_" + name, [=](Builder& b) { return b.graph.add(op, {input(b, {3, 5, 7, 130})}, {{"dims", dims}}); }});
+  cases.push_back({"sum_of_nothing", [](Builder& b) { return b.graph.add("sum", {input(b, {3, 0, 2})}, {{"dims", Ints{1}}}); }});
+  cases.push_back({"sum_integers", [](Builder& b) { return b.graph.add("sum", {b.input("i", {6, 5}, DType::i32)}, {{"dims", Ints{1}}}); }});
+  for (std::int64_t dim : {0, 1, 2})
+    cases.push_back({"softmax_" + std::to_string(dim), [=](Builder& b) { return b.graph.add("softmax", {input(b, {5, 77, 70})}, {{"dim", dim}}); }});
+  cases.push_back({"softmax_empty", [](Builder& b) { return b.graph.add("softmax", {input(b, {5, 0, 3})}, {{"dim", std::int64_t{2}}}); }});
+  for (std::int64_t dim : {0, 1})
+    cases.push_back({"gather_" + std::to_string(dim), [=](Builder& b) {
+                       return b.graph.add("gather", {b.weight("table", {120, 130}), b.input("i", {2, 3}, DType::i64)}, {{"dim", dim}});
+                     }, true});
+  cases.push_back({"gather_shared_with_linear", [](Builder& b) {
+                     const auto table = b.weight("table", {128, 64});
+                     return b.linear(b.graph.add("gather", {table, b.input("i", {5}, DType::i32)}, {{"dim", std::int64_t{0}}}), table);
+                   }, true});
+  cases.push_back({"linear_shared_with_gather", [](Builder& b) {
+                     const auto table = b.weight("table", {128, 64}), y = b.linear(input(b, {3, 64}), table);
+                     return b.concat({b.slice(y, 1, 0, 64), b.graph.add("gather", {table, b.input("i", {5}, DType::i32)}, {{"dim", std::int64_t{0}}})}, 0);
+                   }, true});
   cases.push_back({"constant", [](Builder& b) { return b.constant({2, 3}, {1, -2, 3, 4.5, 0, 6}, b.compute); }});
   cases.push_back({"constant_filled", [](Builder& b) { return b.constant({2, 3, 1}, {0.5}, b.compute); }});
   cases.push_back({"transpose", [](Builder& b) { return b.transpose(input(b, {2, 33, 5, 40}), {3, 0, 2, 1}); }});

@@ -11,8 +11,6 @@
 namespace comfytp::backend::cpu {
 namespace {
 
-using Arguments = std::unordered_map<int, dnnl::memory>;
-
 /// The epilogue as post-ops; an operand is the input behind x and w with its number.
 struct Epilogue {
   struct Operand {
@@ -74,8 +72,6 @@ struct Compiled {
   }
 };
 
-void place(Arguments& args, int argument, const void* data) { args.at(argument).set_data_handle(const_cast<void*>(data)); }
-
 /// Reads the weights where they lie.
 class WholeKernel final : public Kernel {
  public:
@@ -134,7 +130,8 @@ class ChunkedKernel final : public Kernel {
  public:
   ChunkedKernel(const Site& site, const ContractionSizes& sizes, const Contraction& contraction, const std::vector<std::string>& steps, Source source)
       : dtype_(site.in[0].type.dtype), stored_(source.stored), rows_(sizes.rows), outputs_(sizes.outputs), per_output_(numel(sizes.weight) / sizes.outputs),
-        size_(chunk_size(sizes.outputs, source.block(), site.threads)), compiled_(compile(contraction, steps, size_)) {
+        size_(contraction.divisible() ? chunk_size(sizes.outputs, source.block(), site.threads) : sizes.outputs),
+        alone_(size_ < outputs_ ? 1 : site.threads), compiled_(compile(contraction, steps, size_, alone_)) {
     const auto element = size_of(dtype_);
     // oneDNN's own reorder converts bf16 to f32; what it cannot is converted first.
     const bool direct = stored_ == dtype_ || (stored_ == DType::bf16 && dtype_ == DType::f32);
@@ -149,14 +146,14 @@ class ChunkedKernel final : public Kernel {
     }
     if (!direct) converted_ = work_.take(size_ * per_output_ * element);
     from = contraction.as_weights(from);
-    const ThreadCount one(1);
+    const ThreadCount threads(alone_);
     reorder_ = dnnl::reorder::primitive_desc(engine(), from, engine(), compiled_.weights(), unattended());
     reorder_scratchpad_ = work_.take(bytes_of(reorder_.scratchpad_desc()));
     weights_ = work_.take(bytes_of(compiled_.weights()));
     result_ = work_.take(rows_ * size_ * element);
     for (const auto& operand : compiled_.epilogue.operands) slices_.push_back(operand.whole ? work_.take(rows_ * size_ * element) : -1);
     scratchpad_ = work_.take(compiled_.scratchpad_bytes());
-    for (int t = 0; t < site.threads; ++t) {
+    for (int t = 0; t < (alone_ == 1 ? site.threads : 1); ++t) {
       args_.push_back(compiled_.arguments(contraction));
       reorder_args_.push_back({{DNNL_ARG_FROM, unplaced(from)}, {DNNL_ARG_TO, unplaced(compiled_.weights())}, {DNNL_ARG_SCRATCHPAD, unplaced(reorder_.scratchpad_desc())}});
     }
@@ -164,7 +161,7 @@ class ChunkedKernel final : public Kernel {
   std::int64_t workspace_bytes() const override { return static_cast<std::int64_t>(args_.size()) * work_.bytes(); }
   void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
     if (!reorder_primitive_) {
-      const ThreadCount one(1);  // each thread runs its chunks alone
+      const ThreadCount threads(alone_);
       compiled_.make();
       reorder_primitive_ = dnnl::reorder(reorder_);
     }
@@ -175,8 +172,8 @@ class ChunkedKernel final : public Kernel {
   }
 
  private:
-  static Compiled compile(const Contraction& contraction, const std::vector<std::string>& steps, std::int64_t o) {
-    const ThreadCount one(1);
+  static Compiled compile(const Contraction& contraction, const std::vector<std::string>& steps, std::int64_t o, int threads) {
+    const ThreadCount count(threads);
     return {contraction, steps, o, contraction.candidates(o).front()};
   }
   static dnnl::primitive_attr unattended() {
@@ -191,7 +188,7 @@ class ChunkedKernel final : public Kernel {
     const auto element = size_of(dtype_);
     const void* weight = static_cast<const char*>(in[1]) + begin * step_ * size_of(stored_);
     if (converted_ >= 0) {
-      convert(weight, stored_, at(work, converted_), dtype_, size_ * per_output_);
+      convert_chunk(weight, at(work, converted_));
       weight = at(work, converted_);
     }
     auto& reorder_args = reorder_args_[static_cast<std::size_t>(thread)];
@@ -216,6 +213,14 @@ class ChunkedKernel final : public Kernel {
     copy_rows(at(work, result_) + skip * element, size_, static_cast<char*>(out[0]) + wanted * element, outputs_, size_ - skip);
   }
 
+  void convert_chunk(const void* from, void* to) const {
+    const auto convert_range = [&](std::int64_t begin, std::int64_t end, int) {
+      convert(static_cast<const char*>(from) + begin * size_of(stored_), stored_, static_cast<char*>(to) + begin * size_of(dtype_), dtype_, end - begin);
+    };
+    if (alone_ == 1) convert_range(0, size_ * per_output_, 0);
+    else parallel(size_ * per_output_, kGrain, convert_range);
+  }
+
   void copy_rows(const char* from, std::int64_t from_step, char* to, std::int64_t to_step, std::int64_t count) const {
     const auto element = size_of(dtype_);
     for (std::int64_t r = 0; r < rows_; ++r)
@@ -224,6 +229,7 @@ class ChunkedKernel final : public Kernel {
 
   DType dtype_, stored_;
   std::int64_t rows_, outputs_, per_output_, size_;
+  int alone_;              ///< threads of one chunk: 1, but all of them where there is but one chunk
   std::int64_t step_ = 0;  ///< elements between two output channels' (or blocks' of them, by channel) first
   Compiled compiled_;
   dnnl::reorder::primitive_desc reorder_;
@@ -295,7 +301,7 @@ std::unique_ptr<Kernel> make_contraction(const Site& site, const ContractionSize
 
   const Source source{weight ? weight->stored : dtype, weight ? packed_desc(*weight) : nullptr};
   if (source.stored == dtype && weight && weight->packable && !weight->format && !weight->data)
-    if (auto compiled = pack(*contraction, steps, sizes, weight->bytes())) {
+    if (auto compiled = contraction->divisible() ? pack(*contraction, steps, sizes, weight->bytes()) : nullptr) {
       weight->format = packed_format(*weight, contraction->as_own(compiled->weights()));
       return whole(std::move(*compiled));
     }

@@ -27,6 +27,8 @@ class Contraction {
   /// Layouts worth trying, the best first.
   virtual std::vector<MemoryDesc> candidates(std::int64_t o) const = 0;
   virtual bool reads_plain() const = 0;
+  /// Any range of output channels is a contraction of the whole x.
+  virtual bool divisible() const { return true; }
 };
 
 /// The sizes all contractions have.

@@ -17,6 +17,20 @@ void write_transposed(const T* tile, T* target, std::int64_t rows, std::int64_t 
     for (std::int64_t c = 0; c < columns; ++c) target[r * row_step + c] = tile[c * kTile + r];
 }
 
+template <typename T>
+void copy_strided(const void* source, std::int64_t from, void* target, std::int64_t to, std::int64_t count) {
+  const auto* in = static_cast<const T*>(source);
+  auto* out = static_cast<T*>(target);
+  for (std::int64_t i = 0; i < count; ++i) out[i * to] = in[i * from];
+}
+
+void copy_strided(int element, const void* source, std::int64_t from, void* target, std::int64_t to, std::int64_t count) {
+  if (element == 1) copy_strided<std::uint8_t>(source, from, target, to, count);
+  if (element == 2) copy_strided<std::uint16_t>(source, from, target, to, count);
+  if (element == 4) copy_strided<std::uint32_t>(source, from, target, to, count);
+  if (element == 8) copy_strided<std::uint64_t>(source, from, target, to, count);
+}
+
 }  // namespace
 
 CopyPlan::CopyPlan(const Shape& shape, DType from, const Shape& from_strides, DType to, const Shape& to_strides)
@@ -67,7 +81,13 @@ void CopyPlan::rows(const char* source, char* target) const {
         convert(source + (from + lo) * s, from_, target + (to + lo) * t, to_, hi - lo);
         continue;
       }
-      for (std::int64_t k = lo; k < hi; ++k)
+      from += lo * inner_.step[0];
+      to += lo * inner_.step[1];
+      if (from_ == to_) {
+        copy_strided(s, source + from * s, inner_.step[0], target + to * t, inner_.step[1], hi - lo);
+        continue;
+      }
+      for (std::int64_t k = 0; k < hi - lo; ++k)
         convert(source + (from + k * inner_.step[0]) * s, from_, target + (to + k * inner_.step[1]) * t, to_, 1);
     }
   });

@@ -3,6 +3,7 @@
 
 #include <dnnl.hpp>
 #include <string>
+#include <unordered_map>
 
 #include "backend/backend.h"
 
@@ -25,6 +26,10 @@ inline std::int64_t bytes_of(const MemoryDesc& desc) { return static_cast<std::i
 
 /// Memory whose address is set before each use.
 inline dnnl::memory unplaced(const MemoryDesc& desc) { return {desc, engine(), nullptr}; }
+
+/// A primitive's operands by DNNL_ARG_….
+using Arguments = std::unordered_map<int, dnnl::memory>;
+inline void place(Arguments& args, int argument, const void* data) { args.at(argument).set_data_handle(const_cast<void*>(data)); }
 
 /// Copies between layouts (and f32, bf16) on the calling thread's share of threads.
 void reorder(const MemoryDesc& from, const void* source, const MemoryDesc& to, void* target);

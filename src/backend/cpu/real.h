@@ -23,6 +23,7 @@ CTP_INLINE void store(Bf16* p, float v) {
   const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
   p->bits = static_cast<std::uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
+CTP_INLINE void store(std::uint8_t* p, bool v) { *p = v; }
 
 /// e^x within 2 units in the last place; inputs are clamped to [-87, 88].
 CTP_INLINE float exp_of(float x) {
@@ -42,7 +43,15 @@ CTP_INLINE float exp_of(float x) {
   return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(kMagic) + 127u) << 23);
 }
 
+CTP_INLINE float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
 CTP_INLINE float silu_of(float x) { return x / (1.0f + exp_of(-x)); }
+
+/// Near 0 from the series, since 1 - 2 / (e^2x + 1) would cancel.
+CTP_INLINE float tanh_of(float x) {
+  const float far = 1.0f - 2.0f / (exp_of(2.0f * x) + 1.0f), y = x * x;
+  const float near = x * (1.0f + y * (-1.0f / 3 + y * (2.0f / 15 + y * (-17.0f / 315))));
+  return y < 0.01f ? near : far;
+}
 
 /// x * Phi(x) with erf after Abramowitz & Stegun 7.1.26 (absolute error below 1.5e-7).
 CTP_INLINE float gelu_of(float x) {
@@ -52,5 +61,6 @@ CTP_INLINE float gelu_of(float x) {
   const float tail = 0.5f * p * exp_of(-z * z);  // Phi(-|x|)
   return x * (x < 0 ? tail : 1.0f - tail);
 }
+CTP_INLINE float gelu_tanh_of(float x) { return x * sigmoid_of(1.59576912f * (x + 0.044715f * x * x * x)); }  // (1 + tanh(z)) / 2 = sigmoid(2z)
 
 }  // namespace comfytp::backend::cpu

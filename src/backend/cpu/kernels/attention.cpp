@@ -61,15 +61,45 @@ struct Block {
   float* total;        ///< the sum of exponentials so far
 };
 
+/// What is added to the scores, or says which keys count; for the block's queries and keys.
+struct Mask {
+  const std::uint8_t* seen = nullptr;
+  const float* added = nullptr;
+  const Bf16* added_bf16 = nullptr;
+  std::int64_t step = 0;  ///< from query to query
+  std::int64_t last = 0;  ///< the last query that is real
+  void move_keys(std::int64_t count) {
+    if (seen) seen += count;
+    if (added) added += count;
+    if (added_bf16) added_bf16 += count;
+  }
+};
+CTP_INLINE void apply(const Mask& mask, std::int64_t query, float* scores, std::int64_t count) {
+  const auto first = std::min(query, mask.last) * mask.step;
+  constexpr float kUnseen = -std::numeric_limits<float>::infinity();
+  if (mask.seen)
+    for (std::int64_t k = 0; k < count; ++k) scores[k] = mask.seen[first + k] ? scores[k] : kUnseen;
+  if (mask.added)
+    for (std::int64_t k = 0; k < count; ++k) scores[k] += mask.added[first + k];
+  if (mask.added_bf16)
+    for (std::int64_t k = 0; k < count; ++k) scores[k] += load(mask.added_bf16[first + k]);
+}
+
 template <int kRows, int kVectors>
-CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns, std::int64_t count) {
+CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns, std::int64_t count,
+                     const Mask& mask) {
   const std::int64_t padded = (count + 15) / 16 * 16;
   product<kRows, kVectors, false>(s.query, d, keys, d * kPanel, d, s.scores, kKeys, padded);
   for (std::int64_t q = 0; q < kQueries; ++q) {
     float* row = s.scores + q * kKeys;
+    apply(mask, q, row, count);
     float top = s.top[q];
 #pragma omp simd reduction(max : top)
     for (std::int64_t k = 0; k < count; ++k) top = row[k] > top ? row[k] : top;
+    if (top == -std::numeric_limits<float>::infinity()) {  // no key is seen so far
+      for (std::int64_t k = 0; k < count; ++k) row[k] = 0;
+      continue;
+    }
     float total = 0;
 #pragma omp simd reduction(+ : total)
     for (std::int64_t k = 0; k < count; ++k) {
@@ -88,12 +118,12 @@ CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const fl
 
 // 16 accumulators of 512 bits where there are 32 registers of that size, 4 of 512 (8 of 256) bits elsewhere.
 CTP_CLONES void wide_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
-                          std::int64_t count) {
-  step<8, 2>(s, keys, d, values, value_panel, columns, count);
+                          std::int64_t count, const Mask& mask) {
+  step<8, 2>(s, keys, d, values, value_panel, columns, count, mask);
 }
 CTP_CLONES void narrow_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
-                            std::int64_t count) {
-  step<4, 1>(s, keys, d, values, value_panel, columns, count);
+                            std::int64_t count, const Mask& mask) {
+  step<4, 1>(s, keys, d, values, value_panel, columns, count, mask);
 }
 bool has_wide_registers() {
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -108,6 +138,7 @@ class AttentionKernel final : public Kernel {
  public:
   explicit AttentionKernel(const Site& site)
       : heads_(site.shape(0)[1]),
+        heads_a_group_(site.shape(1)[1] ? heads_ / site.shape(1)[1] : 1),
         queries_(site.shape(0)[2]),
         keys_(site.shape(2)[2]),
         d_(site.shape(0)[3]),
@@ -126,6 +157,12 @@ class AttentionKernel final : public Kernel {
     sum_ = work_.take(kQueries * columns_ * 4);
     top_ = work_.take(2 * kQueries * 4);
     threads_ = site.threads;
+    if (site.in.size() < 4) return;
+    mask_element_ = size_of(site.in[3].type.dtype);
+    mask_seen_ = site.in[3].type.dtype == DType::boolean;
+    mask_strides_ = row_major_strides(site.shape(3));
+    for (std::size_t i = 0; i < 3; ++i)
+      if (site.shape(3)[i] == 1) mask_strides_[i] = 0;
   }
   std::int64_t workspace_bytes() const override { return threads_ * work_.bytes(); }
   void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
@@ -139,7 +176,8 @@ class AttentionKernel final : public Kernel {
       for (std::int64_t i = begin; i < end; ++i) {
         const auto job = i / blocks, first = i % blocks * kQueries;
         if (job != std::exchange(packed, job)) pack(k + offset(1, job), v + offset(2, job), work);
-        block(q + offset(0, job) + first * strides_[0][2], y + offset(3, job) + first * strides_[3][2], std::min(kQueries, queries_ - first), work);
+        const Mask mask = in.size() == 4 ? mask_of(in[3], job, first) : Mask{};
+        block(q + offset(0, job) + first * strides_[0][2], y + offset(3, job) + first * strides_[3][2], std::min(kQueries, queries_ - first), mask, work);
       }
     });
   }
@@ -150,7 +188,21 @@ class AttentionKernel final : public Kernel {
     require(strides[3] == 1 || operand.type.shape[3] <= 1, "[attention] expected d innermost but got another order");
     return strides;
   }
-  std::int64_t offset(int operand, std::int64_t job) const { return job / heads_ * strides_[operand][0] + job % heads_ * strides_[operand][1]; }
+  // Of a job's head; keys and values have fewer heads where a group of queries' heads shares them.
+  std::int64_t offset(int operand, std::int64_t job) const {
+    const auto head = job % heads_ / (operand == 1 || operand == 2 ? heads_a_group_ : 1);
+    return job / heads_ * strides_[operand][0] + head * strides_[operand][1];
+  }
+  Mask mask_of(const void* data, std::int64_t job, std::int64_t first) const {
+    const auto* from = static_cast<const char*>(data) + (job / heads_ * mask_strides_[0] + job % heads_ * mask_strides_[1] + first * mask_strides_[2]) * mask_element_;
+    Mask mask;
+    mask.step = mask_strides_[2];
+    mask.last = queries_ - first - 1;
+    if (mask_seen_) mask.seen = reinterpret_cast<const std::uint8_t*>(from);
+    else if (mask_element_ == 4) mask.added = reinterpret_cast<const float*>(from);
+    else mask.added_bf16 = reinterpret_cast<const Bf16*>(from);
+    return mask;
+  }
 
   void pack(const T* k, const T* v, void* work) const {
     auto* keys = at<float>(work, key_panels_);
@@ -167,7 +219,7 @@ class AttentionKernel final : public Kernel {
       }
   }
 
-  void block(const T* q, T* y, std::int64_t count, void* work) const {
+  void block(const T* q, T* y, std::int64_t count, Mask mask, void* work) const {
     auto* query = at<float>(work, query_);
     const Block s{query, at<float>(work, scores_), at<float>(work, sum_), at<float>(work, top_), at<float>(work, top_) + kQueries};
     for (std::int64_t i = 0; i < kQueries; ++i) {
@@ -176,18 +228,22 @@ class AttentionKernel final : public Kernel {
       s.total[i] = 0;
     }
     std::memset(s.sum, 0, static_cast<std::size_t>(kQueries * columns_ * 4));
-    for (std::int64_t key = 0; key < keys_; key += kKeys)
-      step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_, std::min(kKeys, keys_ - key));
+    for (std::int64_t key = 0; key < keys_; key += kKeys, mask.move_keys(kKeys))
+      step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_, std::min(kKeys, keys_ - key), mask);
     for (std::int64_t i = 0; i < count; ++i) {
-      const float scale = s.total[i] > 0 ? 1 / s.total[i] : 0;
+      // A query that sees no key gives NaN, as in torch; without any keys there is nothing to add up.
+      const float scale = keys_ == 0 ? 0 : 1 / s.total[i];  // 0 * infinity
       for (std::int64_t c = 0; c < e_; ++c) store(y + i * strides_[3][2] + c, s.sum[i * columns_ + c] * scale);
     }
   }
 
-  std::int64_t heads_, queries_, keys_, d_, e_, columns_, jobs_;
+  std::int64_t heads_, heads_a_group_, queries_, keys_, d_, e_, columns_, jobs_;
   float scale_;
   decltype(&wide_step) step_;
   Shape strides_[4];
+  Shape mask_strides_;
+  std::int64_t mask_element_ = 0;
+  bool mask_seen_ = false;
   std::int64_t padded_keys_, threads_;
   Workspace work_;  ///< of one thread
   std::int64_t key_panels_, value_panels_, query_, scores_, sum_, top_;

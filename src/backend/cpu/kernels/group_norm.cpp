@@ -56,7 +56,7 @@ CTP_CLONES void normalise_rows(bool silu, const Bf16* x, Bf16* y, std::int64_t r
 struct Sizes {
   std::int64_t samples, channels, groups, rows, block, blocks;
   Sizes(const Shape& x, std::int64_t groups) : samples(x[0]), channels(x[1]), groups(groups), rows(numel(Shape(x.begin() + 2, x.end()))) {
-    block = std::max<std::int64_t>(1, 2 * kGrain / std::max<std::int64_t>(1, channels));
+    block = std::max<std::int64_t>(1, std::min(rows, 2 * kGrain / std::max<std::int64_t>(1, channels)));
     blocks = (rows + block - 1) / block;
   }
   std::int64_t height(std::int64_t b) const { return std::min(block, rows - b * block); }

@@ -1,4 +1,4 @@
-// layer_norm and row_moments: a row is read twice from the cache, mean first, so that nothing cancels.
+// layer_norm, rms_norm and row_moments: a row is read twice from the cache, mean first, so that nothing cancels.
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/real.h"
@@ -33,6 +33,19 @@ CTP_INLINE void normalise(const T* x, const T* weight, const T* bias, T* y, std:
   for (std::int64_t i = 0; i < count; ++i) store(y + i, (load(x[i]) - mean - low) * scale * load(weight[i]) + load(bias[i]));
 }
 
+template <typename T>
+CTP_INLINE float mean_square(const T* x, std::int64_t count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t i = 0; i < count; ++i) sum += load(x[i]) * load(x[i]);
+  return sum / static_cast<float>(count);
+}
+template <typename T>
+CTP_INLINE void scale_by(const T* x, const T* weight, T* y, std::int64_t count, float scale) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) store(y + i, load(x[i]) * scale * load(weight[i]));
+}
+
 CTP_CLONES void moments_of(const float* x, std::int64_t count, float* mean, float* low, float* squares) { moments(x, count, mean, low, squares); }
 CTP_CLONES void moments_of(const Bf16* x, std::int64_t count, float* mean, float* low, float* squares) { moments(x, count, mean, low, squares); }
 CTP_CLONES void normalise_row(const float* x, const float* w, const float* b, float* y, std::int64_t count, float mean, float low, float scale) {
@@ -40,6 +53,21 @@ CTP_CLONES void normalise_row(const float* x, const float* w, const float* b, fl
 }
 CTP_CLONES void normalise_row(const Bf16* x, const Bf16* w, const Bf16* b, Bf16* y, std::int64_t count, float mean, float low, float scale) {
   normalise(x, w, b, y, count, mean, low, scale);
+}
+
+CTP_CLONES float mean_square_of(const float* x, std::int64_t count) { return mean_square(x, count); }
+CTP_CLONES float mean_square_of(const Bf16* x, std::int64_t count) { return mean_square(x, count); }
+CTP_CLONES void scale_row(const float* x, const float* w, float* y, std::int64_t count, float scale) { scale_by(x, w, y, count, scale); }
+CTP_CLONES void scale_row(const Bf16* x, const Bf16* w, Bf16* y, std::int64_t count, float scale) { scale_by(x, w, y, count, scale); }
+
+// Row r's moments, merged over the parts of [parts, rows, 3].
+Moments merged(const void* moments, std::int64_t parts, std::int64_t rows, std::int64_t r) {
+  Moments total;
+  for (std::int64_t p = 0; p < parts; ++p) {
+    const float* part = static_cast<const float*>(moments) + (p * rows + r) * 3;
+    total.merge({part[0], part[1], part[2]});
+  }
+  return total;
 }
 
 std::int64_t rows_of(const Shape& shape) { return numel(Shape(shape.begin(), shape.end() - 1)); }
@@ -80,11 +108,7 @@ class LayerNormKernel final : public Kernel {
         float mean, low, squares;
         double count = static_cast<double>(size_);
         if (in.size() == 4) {
-          Moments total;
-          for (std::int64_t p = 0; p < parts_; ++p) {
-            const float* part = static_cast<const float*>(in[3]) + (p * rows_ + r) * 3;
-            total.merge({part[0], part[1], part[2]});
-          }
+          const auto total = merged(in[3], parts_, rows_, r);
           count = total.count;
           mean = static_cast<float>(total.mean);
           low = static_cast<float>(total.mean - mean);
@@ -104,6 +128,35 @@ class LayerNormKernel final : public Kernel {
   std::int64_t parts_;
 };
 
+template <typename T>
+class RmsNormKernel final : public Kernel {
+ public:
+  explicit RmsNormKernel(const Site& site)
+      : rows_(rows_of(site.shape(0))), size_(site.shape(0).back()), epsilon_(site.attrs().real("epsilon")), parts_(site.in.size() == 3 ? site.shape(2)[0] : 0) {}
+  void run(std::span<const void* const> in, std::span<void* const> out, void*) override {
+    if (size_ == 0) return;
+    const auto *x = static_cast<const T*>(in[0]), *weight = static_cast<const T*>(in[1]);
+    auto* y = static_cast<T*>(out[0]);
+    parallel(rows_, row_grain(size_), [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t r = begin; r < end; ++r) {
+        double square;
+        if (in.size() == 3) {
+          const auto total = merged(in[2], parts_, rows_, r);
+          square = total.squares / total.count + total.mean * total.mean;
+        } else {
+          square = mean_square_of(x + r * size_, size_);
+        }
+        scale_row(x + r * size_, weight, y + r * size_, size_, static_cast<float>(1 / std::sqrt(square + epsilon_)));
+      }
+    });
+  }
+
+ private:
+  std::int64_t rows_, size_;
+  double epsilon_;
+  std::int64_t parts_;
+};
+
 template <template <typename> class K>
 std::unique_ptr<Kernel> make(const Site& site) {
   const auto dtype = site.in[0].type.dtype;
@@ -112,7 +165,7 @@ std::unique_ptr<Kernel> make(const Site& site) {
   return std::make_unique<K<float>>(site);
 }
 
-const bool registered = register_kernel("layer_norm", {make<LayerNormKernel>}) && register_kernel("row_moments", {make<RowMomentsKernel>});
+const bool registered = register_kernel("layer_norm", {make<LayerNormKernel>}) && register_kernel("rms_norm", {make<RmsNormKernel>}) && register_kernel("row_moments", {make<RowMomentsKernel>});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu
