@@ -122,8 +122,8 @@ TEST_F(Fuse, StopsAtACollective) {
 }
 
 TEST_F(Fuse, MovesNothingFromThePrologueIntoTheCall) {
-  const auto label = linear(b.input("y", {2, 3, 4}, DType::f32, "prompt"), 4, "label");
-  g.add_output("late", b.add(linear(x, 4, "time"), label));
+  const auto time = linear(x, 4, "time"), label = linear(b.input("y", {2, 3, 4}, DType::f32, "prompt"), 4, "label");
+  g.add_output("y", b.add(time, label));
   Graph after;
   EXPECT_EQ(fused(g, &after), "linear(bias) linear(bias,add)");
   EXPECT_EQ(after.nodes().back().name, "time");

@@ -163,6 +163,14 @@ TEST_P(TextRandom, SurvivesMutatedTexts) {
   for (const char* op : {"all_reduce", "reduce_scatter"})
     seed += std::string("%9") + std::to_string(seed.size()) + " = " + op + "(%900) " + group;
   seed += "%901 = slice(%900) {dim=1, start=2, stop=4}\n%902 = all_gather(%901) " + group + "%903 = halo_exchange(%901) " + group;
+  seed += R"(%904 = input() {name="i", shape=[1,4,3,2], dtype="f32"}
+%905 = weight() {key="k", dtype="f32", full=[4,2,3,3], offset=[0,0,0,0], shape=[4,2,3,3]}
+%906 = conv2d(%904, %905) {stride=[1,2], padding=[1,1,1,1], groups=2}
+%907 = upsample_nearest(%904) {from=[4,3], to=[8,3], size=[4,2], from_offset=[1,0], to_offset=[3,0]}
+%908 = pad(%904) {before=[0,0,1,1], after=[0,0,2,1], mode="circular"}
+%909 = constant() {shape=[2], values=[1.0,0.0], dtype="i64"}
+%910 = gather(%904, %909) {dim=1}
+)";
   ASSERT_EQ(error_of(seed), "");
   const std::vector<std::string> spice = {"-1", "9223372036854775807", "[]", "[.]", "\"", "%", "\\x", "nan", "1e308", "{", "}", "[[[[", "0",
                                           "\n", "output y = %0\n",     "=",  ","};
