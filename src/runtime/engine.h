@@ -19,27 +19,30 @@ struct EngineOptions {
   planner::Plan plan;
   double timeout_seconds = 600;   ///< how long a device waits for a peer
   int prompts = 2;                ///< results of how many prompts are kept, each in its own memory
-  int programs = 8;               ///< shapes whose programs are kept
-  /// Called while loading with bytes done and bytes in all; may be empty.
+  int programs = 8;               ///< graphs (shapes) whose programs are kept
+  /// Called on the loading caller's thread with bytes done and bytes in all; what it throws ends the load. May be empty.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
+  /// Opens a device: backend::open_device where it is empty.
+  std::function<std::unique_ptr<backend::Device>(const backend::DeviceSpec& spec, int position, int count)> open;
 };
 
 /// What one device holds and does for one program.
 struct DeviceReport {
   std::string name;
   std::int64_t weight_bytes = 0;      ///< stored on it, in the stored dtype
-  std::int64_t activation_bytes = 0;  ///< arena and prompt memory
+  std::int64_t activation_bytes = 0;  ///< arena, and the kept results of `prompts` prompts
   double flops = 0;                   ///< of a step
   struct Collective {
     std::int64_t count = 0;
-    std::int64_t bytes = 0;           ///< that the device sends or receives, whichever is more
+    std::int64_t bytes = 0;           ///< that the device sends or receives, whichever is more (runtime/collectives.h)
   };
   std::map<std::string, Collective> collectives;  ///< by kind, of a step
 };
 
 /// Counters since the engine was made.
 struct EngineStats {
-  std::int64_t calls = 0, prologues = 0, programs_built = 0, uploaded_bytes = 0;
+  std::int64_t calls = 0, prologues = 0, programs_built = 0;
+  std::int64_t uploaded_bytes = 0;                ///< of weights, read into devices
   double load_seconds = 0;
   std::vector<double> collective_seconds;         ///< by device, of the last call
   std::vector<std::int64_t> allocated_weight_bytes, allocated_activation_bytes;  ///< by device, now

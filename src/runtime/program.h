@@ -1,12 +1,13 @@
-// What one device runs: a flat list of launches with fixed arena offsets.
+// What one device runs: a flat list of launches with fixed offsets into its memories.
 #pragma once
 
-#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "comm/communicator.h"
 #include "graph/graph.h"
 
 namespace comfytp::runtime {
@@ -14,38 +15,50 @@ namespace comfytp::runtime {
 /// A place in one of a device's memories.
 struct Place {
   enum class Memory { none, arena, prologue, weight } memory = Memory::none;
-  std::int64_t offset = 0;                    ///< bytes into the arena or the prologue's memory
-  backend::WeightBuffer* weight = nullptr;    ///< Memory::weight
+  std::int64_t offset = 0;                  ///< bytes into the arena or into what is kept of one prompt
+  backend::WeightBuffer* weight = nullptr;  ///< Memory::weight
+};
+
+/// What a collective is called with. The views carry no data: the places of the launch give it.
+struct CollectiveCall {
+  const graph::Node* node = nullptr;            ///< in Program::graph
+  TensorView in, out;                           ///< with the strides of the orders in which the values lie here
+  comm::Communicator* communicator = nullptr;   ///< this device's end of the node's group; set by the engine
 };
 
 struct Launch {
-  std::unique_ptr<backend::Kernel> kernel;    ///< null for a collective
+  std::unique_ptr<backend::Kernel> kernel;  ///< null for a collective
+  std::optional<CollectiveCall> collective;
   std::vector<Place> in, out;
   Place workspace;
-  std::string label;                          ///< "conv2d 'input_blocks.1.0.in_layers.2'" for errors and profiles
-  // Of a collective:
-  const graph::Node* node = nullptr;
-  std::vector<graph::Type> types;             ///< input, output
-  std::vector<graph::Order> orders;
+  std::string label;                        ///< "conv2d 'input_blocks.1.0.in_layers.2'" for errors and profiles
 };
 
 /// A named input or output and where it lies.
 struct Binding {
   std::string name;
-  graph::Type type;
+  graph::Type type;     ///< of this device's part
   graph::Order order;
-  Box box;                                    ///< the part of the whole tensor
-  Shape full;
+  Box box;              ///< the part of the whole tensor
   Place place;
-  bool prompt = false;                        ///< inputs: varies with the prompt only
+  bool prompt = false;  ///< inputs: varies with the prompt only, and is read when the prologue runs
+};
+
+/// A buffer that gathered parts of a weight pass through: weight->data is set to `place` before a run.
+struct Slot {
+  std::unique_ptr<backend::WeightBuffer> weight;
+  Place place;
 };
 
 struct Program {
-  graph::Graph graph;                         ///< after fusion; launches point into it
+  graph::Graph graph;                            ///< after fusion; collectives point into it
   std::vector<Launch> prologue, step;
-  std::vector<Binding> inputs, outputs;
-  std::int64_t arena_bytes = 0;               ///< activations, workspaces and gathered weights
-  std::int64_t prologue_bytes = 0;            ///< what is kept of a prompt
+  std::vector<Binding> inputs, outputs;          ///< outputs: only those that this device hands over
+  std::vector<backend::WeightBuffer*> weights;   ///< all that it reads, each once; they belong to the device's WeightStore
+  std::vector<Slot> slots;
+  std::int64_t arena_bytes = 0;                  ///< activations, workspaces and gathered weights
+  std::int64_t prologue_bytes = 0;               ///< what is kept of one prompt
+  double step_flops = 0;
 };
 
 }  // namespace comfytp::runtime

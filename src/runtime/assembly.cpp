@@ -1,0 +1,110 @@
+#include "runtime/assembly.h"
+
+#include <algorithm>
+
+#include "runtime/memory_plan.h"
+
+namespace comfytp::runtime {
+
+int Assembly::add_block(std::int64_t bytes) {
+  blocks_.push_back({bytes, -1, -1, false});
+  merged_into_.push_back(static_cast<int>(merged_into_.size()));
+  return merged_into_.back();
+}
+
+void Assembly::add(Phase phase, PendingLaunch launch) { (phase == Phase::step ? step_ : prologue_).push_back(std::move(launch)); }
+void Assembly::add_input(Binding binding, Home home) { inputs_.emplace_back(std::move(binding), home); }
+void Assembly::add_output(Binding binding, Home home) { outputs_.emplace_back(std::move(binding), home); }
+void Assembly::add_slot(std::unique_ptr<backend::WeightBuffer> weight, Home home) { slots_.emplace_back(std::move(weight), home); }
+
+int Assembly::root(int block) {
+  while (merged_into_[static_cast<std::size_t>(block)] != block) block = merged_into_[static_cast<std::size_t>(block)];
+  return block;
+}
+
+void Assembly::finish(Program& program) {
+  measure();
+  each_launch([&](PendingLaunch& launch, int time) { reuse(launch, time); });
+  place_blocks(program);
+  for (auto* bindings : {&inputs_, &outputs_})
+    for (auto& [binding, home] : *bindings) {
+      binding.place = place(home);
+      (bindings == &inputs_ ? program.inputs : program.outputs).push_back(std::move(binding));
+    }
+  for (auto& [weight, home] : slots_) program.slots.push_back({std::move(weight), place(home)});
+  each_launch([&](PendingLaunch& pending, int time) {
+    Launch launch{std::move(pending.kernel), std::move(pending.collective), {}, {}, workspaces_[static_cast<std::size_t>(time)],
+                  std::move(pending.label)};
+    for (const auto& home : pending.in) launch.in.push_back(place(home));
+    for (const auto& home : pending.out) launch.out.push_back(place(home));
+    (time < step_begins() ? program.prologue : program.step).push_back(std::move(launch));
+  });
+}
+
+void Assembly::measure() {
+  const auto use = [&](const Home& home, int time) {
+    if (home.block < 0) return;
+    Block& b = block(home);
+    if (b.first < 0) b.first = time;
+    b.first = std::min(b.first, time);
+    b.last = std::max(b.last, time);
+  };
+  for (const auto& [binding, home] : inputs_) use(home, binding.prompt ? 0 : step_begins());
+  each_launch([&](PendingLaunch& launch, int time) {
+    for (const auto& home : launch.in) use(home, time);
+    for (const auto& home : launch.out) use(home, time);
+  });
+  for (const auto& [binding, home] : outputs_) use(home, end());
+  for (auto& b : blocks_) b.kept = b.first < step_begins() && b.last > step_begins();
+}
+
+// Output 0 takes over the memory of an input that nobody needs afterwards. What is kept of a prompt is never overwritten.
+void Assembly::reuse(PendingLaunch& launch, int time) {
+  for (std::size_t i : launch.may_overwrite) {
+    const int from = launch.in[i].block < 0 ? -1 : root(launch.in[i].block), to = root(launch.out[0].block);
+    if (from < 0 || from == to) continue;
+    Block &in = blocks_[static_cast<std::size_t>(from)], &out = blocks_[static_cast<std::size_t>(to)];
+    const auto readers = std::count_if(launch.in.begin(), launch.in.end(), [&](const Home& h) { return h.block >= 0 && root(h.block) == from; });
+    if (in.last != time || in.kept || out.first != time || in.bytes != out.bytes || readers != 1) continue;
+    in.last = out.last;
+    in.kept = out.kept;
+    merged_into_[static_cast<std::size_t>(to)] = from;
+    return;
+  }
+}
+
+void Assembly::place_blocks(Program& program) {
+  places_.resize(blocks_.size());
+  workspaces_.resize(static_cast<std::size_t>(end()) + 1);
+  std::vector<Buffer> buffers;
+  std::vector<Place*> homes;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& b = blocks_[i];
+    if (root(static_cast<int>(i)) != static_cast<int>(i) || b.first < 0) continue;
+    if (b.kept) {
+      places_[i] = {Place::Memory::prologue, program.prologue_bytes, nullptr};
+      program.prologue_bytes += aligned(b.bytes);
+      continue;
+    }
+    places_[i].memory = Place::Memory::arena;
+    buffers.push_back({b.bytes, b.first, b.last, 0});
+    homes.push_back(&places_[i]);
+  }
+  each_launch([&](PendingLaunch& launch, int time) {
+    const auto bytes = launch.kernel ? launch.kernel->workspace_bytes() : 0;
+    if (bytes == 0) return;
+    auto& workspace = workspaces_[static_cast<std::size_t>(time)];
+    workspace.memory = Place::Memory::arena;
+    buffers.push_back({bytes, time, time, 0});
+    homes.push_back(&workspace);
+  });
+  program.arena_bytes = assign_offsets(buffers);
+  for (std::size_t i = 0; i < homes.size(); ++i) homes[i]->offset = buffers[i].offset;
+}
+
+Place Assembly::place(const Home& home) {
+  if (home.block < 0) return {Place::Memory::weight, 0, home.weight};
+  return places_[static_cast<std::size_t>(root(home.block))];
+}
+
+}  // namespace comfytp::runtime

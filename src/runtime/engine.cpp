@@ -1,0 +1,277 @@
+#include "runtime/engine.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+
+#include "base/error.h"
+#include "graph/rewrites.h"
+#include "graph/text.h"
+#include "runtime/collectives.h"
+#include "runtime/compiled.h"
+#include "runtime/executor.h"
+#include "runtime/lowering.h"
+#include "runtime/residency.h"
+#include "sharding/strategy.h"
+
+namespace comfytp::runtime {
+
+using Tensors = std::map<std::string, TensorView>;
+using Types = std::map<std::string, graph::Type>;
+
+namespace {
+
+std::shared_ptr<Team> open_team(const EngineOptions& options) {
+  planner::check(options.plan);
+  const auto& specs = options.plan.devices;
+  const auto count = static_cast<int>(specs.size());
+  std::vector<std::unique_ptr<backend::Device>> devices;
+  for (int i = 0; i < count; ++i) {
+    const auto& spec = specs[static_cast<std::size_t>(i)];
+    devices.push_back(options.open ? options.open(spec, i, count) : backend::open_device(spec, i, count));
+  }
+  return std::make_shared<Team>(std::move(devices));
+}
+
+// `what` is "input" or "output".
+void check_tensors(const std::string& what, const Types& expected, const Tensors& given) {
+  std::vector<std::string> names;
+  for (const auto& [name, type] : expected) names.push_back(name);
+  for (const auto& [name, view] : given)
+    require(expected.count(name) > 0, "[run] expected the {}s {} but got '{}'", what, fmt::join(names, ", "), name);
+  for (const auto& [name, type] : expected) {
+    const auto it = given.find(name);
+    require(it != given.end(), "[run] expected the {}s {} but got no '{}'", what, fmt::join(names, ", "), name);
+    const TensorView& view = it->second;
+    require(view.shape == type.shape && view.strides.size() == view.shape.size(), "[run] expected {} '{}' of shape {} but got {}", what, name,
+            to_string(type.shape), to_string(view.shape));
+    const bool fp8 = view.dtype == DType::f8_e4m3 || view.dtype == DType::f8_e5m2;
+    require(is_float(type.dtype) == is_float(view.dtype) && !(fp8 && what == "output"), "[run] expected {} '{}' in {} but got {}", what, name,
+            is_float(type.dtype) ? "a floating dtype" : "an integer dtype", name_of(view.dtype));
+    require(view.data || view.numel() == 0, "[run] expected memory for {} '{}' but got none", what, name);
+  }
+}
+
+// Leaves what this device hands over, with the part of the whole that it is.
+void set_outputs(Program& program, const sharding::Partition& partition, std::size_t device) {
+  std::erase_if(program.outputs, [&](const Binding& b) { return !partition.outputs.at(b.name)[device].writes; });
+  for (auto& binding : program.outputs) binding.box = partition.outputs.at(binding.name)[device].box;
+}
+
+}  // namespace
+
+struct Engine::State {
+  State(EngineOptions o, std::shared_ptr<const weights::Source> source)
+      : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)) {
+    stats.collective_seconds.resize(team->size());
+    measure();
+  }
+
+  // One public call at a time; cancel() reaches it from outside.
+  class Call {
+   public:
+    explicit Call(State& state) : state_(state), lock_(state.calls) {
+      std::lock_guard running(state_.running_mutex);
+      state_.team->abort()->reset();
+      state_.running = true;
+    }
+    ~Call() {
+      std::lock_guard running(state_.running_mutex);
+      state_.running = false;
+    }
+
+   private:
+    State& state_;
+    std::lock_guard<std::mutex> lock_;
+  };
+
+  void measure() {
+    const auto weights = residency.weight_bytes(), activations = residency.activation_bytes();
+    std::lock_guard lock(stats_mutex);
+    stats.allocated_weight_bytes = weights;
+    stats.allocated_activation_bytes = activations;
+  }
+
+  std::shared_ptr<Compiled> build(const graph::Graph& graph, const std::string& text);
+  void connect(Program& program);
+  void load(Compiled& compiled);
+  void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs);
+
+  const EngineOptions options;
+  const std::shared_ptr<Team> team;
+  Residency residency;
+  std::map<std::vector<std::int64_t>, std::vector<std::unique_ptr<comm::Communicator>>> groups;  // by the devices' numbers
+
+  std::mutex calls, running_mutex;
+  bool running = false;
+  mutable std::mutex stats_mutex;
+  EngineStats stats;
+};
+
+std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const std::string& text) {
+  Types inputs, outputs;
+  std::vector<std::string> prompt_inputs;
+  for (const auto* node : graph.all("input")) {
+    const auto& name = node->attrs.text("name");
+    inputs[name] = graph.type(node->outputs[0]);
+    if (node->attrs.text_or("varies", "call") == "prompt") prompt_inputs.push_back(name);
+  }
+  for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
+
+  const auto& mesh = options.plan.mesh;
+  const auto normalised = graph::normalise(graph);
+  auto decision = sharding::decide(normalised, mesh);
+  const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
+  auto compiled = std::make_shared<Compiled>(team, text, slots);
+  compiled->inputs = std::move(inputs);
+  compiled->outputs = std::move(outputs);
+  compiled->prompt_inputs = std::move(prompt_inputs);
+  compiled->partition = sharding::partition(normalised, mesh, decision.assignment, options.plan.placement);
+  compiled->notes = std::move(decision.notes);
+  compiled->notes.insert(compiled->notes.end(), compiled->partition.notes.begin(), compiled->partition.notes.end());
+  team->run([&](std::size_t d, backend::Device& device) {
+    compiled->programs[d] = lower(compiled->partition.devices[d], device, residency.weights(d));
+    set_outputs(compiled->programs[d], compiled->partition, d);
+  });
+  for (auto& program : compiled->programs) connect(program);
+  std::lock_guard lock(stats_mutex);
+  ++stats.programs_built;
+  return compiled;
+}
+
+// Gives every collective this device's end of its group.
+void Engine::State::connect(Program& program) {
+  for (auto* launches : {&program.prologue, &program.step})
+    for (auto& launch : *launches) {
+      if (!launch.collective) continue;
+      const auto& attrs = launch.collective->node->attrs;
+      const auto& devices = attrs.ints("group");
+      auto& group = groups[devices];
+      if (group.empty()) {
+        std::vector<std::string> names;
+        for (auto d : devices) names.push_back(team->name(static_cast<std::size_t>(d)));
+        group = comm::host_group(names, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
+      }
+      launch.collective->communicator = group.at(static_cast<std::size_t>(attrs.integer("rank"))).get();
+    }
+}
+
+void Engine::State::load(Compiled& compiled) {
+  const auto start = std::chrono::steady_clock::now();
+  std::int64_t bytes = 0;
+  try {
+    bytes = residency.load(compiled, options.progress);
+  } catch (...) {
+    measure();
+    throw;
+  }
+  measure();
+  if (bytes == 0) return;
+  std::lock_guard lock(stats_mutex);
+  stats.uploaded_bytes += bytes;
+  stats.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
+  std::vector<TensorView> prompt;
+  for (const auto& name : compiled.prompt_inputs) prompt.push_back(inputs.at(name));
+  const auto found = compiled.prompts.find(prompt);
+
+  std::vector<Executor> executors;
+  for (std::size_t d = 0; d < team->size(); ++d) {
+    auto& program = compiled.programs[d];
+    char* kept = static_cast<char*>(compiled.prompt_memory[d]);
+    if (kept) kept += found.slot * program.prologue_bytes;
+    executors.emplace_back(program, Memories{residency.arena(d), kept}, *team->abort());
+  }
+  team->run([&](std::size_t d, backend::Device& device) {
+    if (!found.known) executors[d].run_prologue(device, inputs);
+    executors[d].run_step(device, inputs);
+  });
+  compiled.prompts.confirm(found.slot);
+  // Only when all have succeeded, so that a failed call writes nothing.
+  team->run([&](std::size_t d, backend::Device& device) { executors[d].write_outputs(device, outputs); });
+
+  std::lock_guard lock(stats_mutex);
+  ++stats.calls;
+  stats.prologues += !found.known;
+  for (std::size_t d = 0; d < executors.size(); ++d) stats.collective_seconds[d] = executors[d].collective_seconds();
+}
+
+Engine::Engine(EngineOptions options, std::shared_ptr<const weights::Source> weights)
+    : state_(std::make_unique<State>(std::move(options), std::move(weights))) {}
+Engine::~Engine() = default;
+
+std::shared_ptr<Compiled> Engine::compile(const graph::Graph& graph) {
+  const auto text = graph::to_text(graph);
+  State::Call call(*state_);
+  auto compiled = state_->residency.find(text);
+  if (!compiled) {
+    compiled = state_->build(graph, text);
+    state_->residency.use(compiled);
+    state_->measure();
+  }
+  return compiled;
+}
+
+void Engine::load(Compiled& compiled) {
+  State::Call call(*state_);
+  require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
+  state_->residency.use(compiled.shared_from_this());
+  state_->load(compiled);
+}
+
+void Engine::unload() {
+  State::Call call(*state_);
+  state_->residency.unload();
+  state_->measure();
+}
+
+void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
+  check_tensors("input", compiled.inputs, inputs);
+  check_tensors("output", compiled.outputs, outputs);
+  State::Call call(*state_);
+  require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
+  state_->residency.use(compiled.shared_from_this());
+  state_->load(compiled);
+  state_->run(compiled, inputs, outputs);
+}
+
+void Engine::cancel() {
+  std::lock_guard lock(state_->running_mutex);
+  if (state_->running) state_->team->abort()->raise(comm::Abort::Kind::cancelled, "cancelled by the caller");
+}
+
+std::vector<DeviceReport> Engine::report(const Compiled& compiled) const {
+  std::vector<DeviceReport> reports;
+  for (std::size_t d = 0; d < compiled.programs.size(); ++d) {
+    const Program& program = compiled.programs[d];
+    DeviceReport report;
+    report.name = state_->team->name(d);
+    for (const auto* buffer : program.weights) report.weight_bytes += buffer->bytes();
+    report.activation_bytes = program.arena_bytes + compiled.prompt_bytes(d);
+    report.flops = program.step_flops;
+    for (const auto& launch : program.step) {
+      if (!launch.collective) continue;
+      auto& kind = report.collectives[std::string(launch.collective->node->op->name())];
+      ++kind.count;
+      kind.bytes += traffic_bytes(*launch.collective);
+    }
+    reports.push_back(std::move(report));
+  }
+  return reports;
+}
+
+const sharding::Partition& Engine::partition(const Compiled& compiled) const { return compiled.partition; }
+std::vector<std::string> Engine::notes(const Compiled& compiled) const { return compiled.notes; }
+
+EngineStats Engine::stats() const {
+  std::lock_guard lock(state_->stats_mutex);
+  return state_->stats;
+}
+
+const EngineOptions& Engine::options() const { return state_->options; }
+
+}  // namespace comfytp::runtime

@@ -1,0 +1,223 @@
+#include "runtime/lowering.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "base/error.h"
+#include "graph/rewrites.h"
+#include "runtime/assembly.h"
+
+namespace comfytp::runtime {
+namespace {
+
+using backend::Operand;
+using backend::WeightBuffer;
+using graph::Graph;
+using graph::Node;
+using graph::Order;
+using graph::Type;
+using graph::ValueId;
+
+std::string label_of(const Node& node) {
+  return node.name.empty() ? std::string(node.op->name()) : fmt::format("{} '{}'", node.op->name(), node.name);
+}
+
+// A value as it lies on the device.
+struct Value {
+  Type type;                       // as the graph sees it
+  DType stored = DType::f32;       // as it lies in memory; differs from the type for weights only
+  Order order;
+  Home home;
+  WeightBuffer* weight = nullptr;  // where it is a weight and no view of one
+  Phase phase = Phase::prologue;   // from when on it is there
+
+  Operand operand() const { return {weight ? type : Type{stored, type.shape}, order, weight}; }
+};
+
+class Lowering {
+ public:
+  Lowering(const Graph& local, backend::Device& device, WeightStore& weights) : device_(device), weights_(weights) {
+    program_.graph = graph::fuse(local);
+    values_.resize(program_.graph.value_count());
+  }
+
+  Program run() {
+    const Graph& g = program_.graph;
+    const auto varies = graph::varies_per_call(g);
+    plan_weights();
+    for (std::size_t i = 0; i < g.nodes().size(); ++i) place(g.nodes()[i], varies[i] ? Phase::step : Phase::prologue);
+    for (const auto& output : g.outputs()) hand_over(output);
+    assembly_.finish(program_);
+    return std::move(program_);
+  }
+
+ private:
+  Value& value(ValueId id) { return values_[static_cast<std::size_t>(id)]; }
+  using Part = std::tuple<std::string, graph::Ints, graph::Ints>;
+  static Part part_of(const Node& weight) { return {weight.attrs.text("key"), weight.attrs.ints("offset"), weight.attrs.ints("shape")}; }
+
+  // A part of a weight may be packed if all its readers are the same input of the same kind of op and take it as it lies.
+  void plan_weights() {
+    const Graph& g = program_.graph;
+    std::map<Part, std::set<std::pair<const graph::Op*, std::size_t>>> readers;
+    for (const auto& node : g.nodes()) {
+      const auto op = g.context(node);
+      std::vector<Order> produced;
+      for (const auto& t : op.in) produced.push_back(graph::row_major(t.shape.size()));
+      const auto layout = node.op->layout(op, produced);
+      for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+        const Node& producer = g.producer(node.inputs[i]);
+        if (!graph::is(producer, "weight")) continue;
+        readers[part_of(producer)].insert({node.op, i});
+        if (node.op->collective() || layout.view || !graph::same_memory(op.in[i].shape, produced[i], layout.in[i]) ||
+            !device_.decodes(node, i))
+          plain_.insert(part_of(producer));
+      }
+    }
+    for (const auto& output : g.outputs())
+      if (const Node& producer = g.producer(output.value); graph::is(producer, "weight")) plain_.insert(part_of(producer));
+    for (const auto& [part, by] : readers)
+      if (by.size() > 1) plain_.insert(part);
+  }
+
+  void place(const Node& node, Phase phase) {
+    if (graph::is(node, "input")) return bind_input(node, phase);
+    if (graph::is(node, "weight")) return bind_weight(node);
+    const auto op = program_.graph.context(node);
+    std::vector<Order> produced;
+    for (ValueId id : node.inputs) produced.push_back(value(id).order);
+    const auto layout = node.op->layout(op, produced);
+    if (layout.view) {
+      Value v = value(node.inputs[0]);
+      if (!graph::same_memory(op.in[0].shape, v.order, layout.in[0])) v = as_wanted(node.inputs[0], layout.in[0], false, phase);
+      value(node.outputs[0]) = {op.out[0], v.stored, layout.out[0], v.home, nullptr, v.phase};
+      return;
+    }
+    if (node.op->collective()) return collective(node, phase, layout);
+    if (phase == Phase::step) program_.step_flops += node.op->flops(op);
+    if (node.op->flops(op) > 0 && is_float(op.out[0].dtype) && computes_in_.insert(op.out[0].dtype).second)
+      device_.expect_compute(op.out[0].dtype);
+
+    std::vector<Value> in, out;
+    for (std::size_t i = 0; i < node.inputs.size(); ++i)
+      in.push_back(as_wanted(node.inputs[i], layout.in[i], device_.decodes(node, i), phase));
+    bool empty = true;
+    for (std::size_t i = 0; i < node.outputs.size(); ++i) {
+      out.push_back(fresh(op.out[i], layout.out[i], phase));
+      value(node.outputs[i]) = out.back();
+      empty = empty && numel(op.out[i].shape) == 0;
+    }
+    if (empty) return;
+    PendingLaunch launch = kernel(node, in, out);
+    for (std::size_t i = 0; i < in.size(); ++i)
+      if (!in[i].weight && in[i].type == op.out[0] && graph::same_memory(op.out[0].shape, in[i].order, out[0].order) && node.op->in_place(op, i))
+        launch.may_overwrite.push_back(i);
+    assembly_.add(phase, std::move(launch));
+  }
+
+  void bind_input(const Node& node, Phase phase) {
+    const Type& type = program_.graph.type(node.outputs[0]);
+    const auto offset = node.attrs.has("offset") ? node.attrs.ints("offset") : graph::Ints(type.shape.size(), 0);
+    Box box;
+    for (std::size_t d = 0; d < type.shape.size(); ++d) box.push_back({offset[d], offset[d] + type.shape[d]});
+    value(node.outputs[0]) = fresh(type, graph::row_major(type.shape.size()), phase);
+    const Value& v = value(node.outputs[0]);
+    assembly_.add_input({node.attrs.text("name"), type, v.order, box, {}, phase == Phase::prologue}, v.home);
+  }
+
+  void bind_weight(const Node& node) {
+    auto* buffer = weights_.find(node.attrs, !plain_.count(part_of(node)));
+    if (std::find(program_.weights.begin(), program_.weights.end(), buffer) == program_.weights.end()) program_.weights.push_back(buffer);
+    const Type& type = program_.graph.type(node.outputs[0]);
+    value(node.outputs[0]) = {type, buffer->stored, graph::row_major(type.shape.size()), {-1, buffer}, buffer, Phase::prologue};
+  }
+
+  Value fresh(const Type& type, const Order& order, Phase phase) {
+    return {type, type.dtype, order, {assembly_.add_block(type.bytes()), nullptr}, nullptr, phase};
+  }
+
+  // The value as a reader wants it. What is copied of an activation is copied once, as soon as it is there; a weight is
+  // decoded by its reader, or else for each reader anew, so that it stays in its stored form.
+  Value as_wanted(ValueId id, const Order& order, bool decodes, Phase reader) {
+    Value v = value(id);
+    const bool is_stored = v.stored != v.type.dtype || v.home.weight;
+    const bool cast = v.stored != v.type.dtype && !(v.weight && decodes);
+    if (!cast && graph::same_memory(v.type.shape, v.order, order)) {
+      v.order = order;
+      return v;
+    }
+    const auto known = copies_.find({id, order});
+    if (!is_stored && known != copies_.end()) return known->second;
+    const Phase phase = is_stored ? reader : v.phase;
+    const Node node{&graph::find_op("cast"), {{"dtype", std::string(name_of(v.type.dtype))}}, {}, {}, program_.graph.producer(id).name};
+    Value copy = fresh(v.type, order, phase);
+    if (numel(v.type.shape) > 0) {
+      Value source = v;
+      source.type.dtype = v.stored;
+      assembly_.add(phase, kernel(node, {source}, {copy}));
+    }
+    if (!is_stored) copies_[{id, order}] = copy;
+    return copy;
+  }
+
+  PendingLaunch kernel(const Node& node, const std::vector<Value>& in, const std::vector<Value>& out) {
+    PendingLaunch launch;
+    std::vector<Operand> inputs, outputs;
+    for (const auto& v : in) inputs.push_back(v.operand()), launch.in.push_back(v.home);
+    for (const auto& v : out) outputs.push_back(v.operand()), launch.out.push_back(v.home);
+    launch.label = label_of(node);
+    try {
+      launch.kernel = device_.compile(node, inputs, outputs);
+    } catch (const Error& error) {
+      fail("{}: {}", launch.label, error.what());
+    }
+    return launch;
+  }
+
+  void collective(const Node& node, Phase phase, const graph::Layout& layout) {
+    const Type& type = program_.graph.type(node.outputs[0]);
+    PendingLaunch launch;
+    Value in = value(node.inputs[0]);
+    const bool fetch = graph::is(node, "fetch_weight") && in.weight;
+    if (!fetch) in = as_wanted(node.inputs[0], layout.in[0], false, phase);
+    Value out = fresh({in.stored, type.shape}, layout.out[0], phase);
+    out.type = type;
+    if (fetch) {
+      auto slot = std::make_unique<WeightBuffer>();
+      *slot = {in.weight->key, type.shape, in.stored, std::nullopt, false, nullptr};
+      out.weight = slot.get();
+      assembly_.add_slot(std::move(slot), out.home);
+    }
+    value(node.outputs[0]) = out;
+    launch.collective = CollectiveCall{&node, view(in), view(out), nullptr};
+    launch.in = {in.home};
+    launch.out = {out.home};
+    launch.label = label_of(node);
+    assembly_.add(phase, std::move(launch));
+  }
+
+  static TensorView view(const Value& v) { return {nullptr, v.stored, v.type.shape, graph::strides_of(v.type.shape, v.order)}; }
+
+  void hand_over(const graph::Output& output) {
+    const Value v = as_wanted(output.value, value(output.value).order, false, Phase::step);
+    assembly_.add_output({output.name, v.type, v.order, whole_box(v.type.shape), {}, false}, v.home);
+  }
+
+  backend::Device& device_;
+  WeightStore& weights_;
+  Program program_;
+  Assembly assembly_;
+  std::vector<Value> values_;
+  std::set<Part> plain_;
+  std::set<DType> computes_in_;
+  std::map<std::pair<ValueId, Order>, Value> copies_;
+};
+
+}  // namespace
+
+Program lower(const Graph& local, backend::Device& device, WeightStore& weights) { return Lowering(local, device, weights).run(); }
+
+}  // namespace comfytp::runtime

@@ -1,0 +1,86 @@
+#include "runtime/weight_store.h"
+
+#include "base/error.h"
+
+namespace comfytp::runtime {
+namespace {
+
+// The box [offset, offset + shape) of `full` as a box of `actual`, which differs from `full` in dimensions of size 1 only.
+Box source_box(const graph::Attrs& node, const Shape& actual, const std::string& source) {
+  const auto &full = node.ints("full"), &offset = node.ints("offset"), &shape = node.ints("shape");
+  Box moving;
+  Shape expected;
+  for (std::size_t d = 0; d < full.size(); ++d) {
+    if (full[d] == 1) continue;
+    moving.push_back({offset[d], offset[d] + shape[d]});
+    expected.push_back(full[d]);
+  }
+  Shape given = actual;
+  std::erase(given, 1);
+  require(given == expected, "[weights] expected '{}' in {} to be of shape {} but got {}", node.text("key"), source, to_string(full),
+          to_string(actual));
+  Box box;
+  auto next = moving.begin();
+  for (auto size : actual) box.push_back(size == 1 ? Interval{0, 1} : *next++);
+  return box;
+}
+
+}  // namespace
+
+backend::WeightBuffer* WeightStore::find(const graph::Attrs& node, bool packable) {
+  const Key key{node.text("key"), node.ints("offset"), node.ints("shape"), packable};
+  const auto [it, fresh] = entries_.try_emplace(key);
+  Entry& entry = it->second;
+  if (!fresh) return &entry.buffer;
+  try {
+    const auto& info = source_->info(node.text("key"));
+    entry.box = source_box(node, info.shape, source_->name());
+    entry.buffer.key = node.text("key");
+    entry.buffer.shape = node.ints("shape");
+    entry.buffer.stored = info.dtype;
+    entry.buffer.packable = packable;
+  } catch (...) {
+    entries_.erase(it);
+    throw;
+  }
+  entry_of_[&entry.buffer] = &entry;
+  return &entry.buffer;
+}
+
+void WeightStore::load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers,
+                       const std::function<void(std::int64_t)>& loaded, std::vector<backend::WeightBuffer*>& fresh) {
+  std::vector<std::byte> plain;
+  for (auto* buffer : buffers) {
+    if (buffer->data || buffer->bytes() == 0) continue;
+    const Entry& entry = *entry_of_.at(buffer);
+    buffer->data = device.allocate(buffer->bytes());
+    bytes_ += buffer->bytes();
+    fresh.push_back(buffer);
+    if (buffer->format) {
+      plain.resize(std::max(plain.size(), static_cast<std::size_t>(buffer->bytes())));
+      source_->read(buffer->key, entry.box, plain.data());
+      buffer->format->pack(plain.data(), buffer->data);
+    } else {
+      source_->read(buffer->key, entry.box, buffer->data);
+      buffer->packable = false;  // a kernel that is made later finds it as it is now
+    }
+    loaded(buffer->bytes());
+  }
+}
+
+void WeightStore::release(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers) {
+  for (auto* buffer : buffers) {
+    if (!buffer->data) continue;
+    device.release(buffer->data, buffer->bytes());
+    bytes_ -= buffer->bytes();
+    buffer->data = nullptr;
+  }
+}
+
+void WeightStore::unload(backend::Device& device) {
+  std::vector<backend::WeightBuffer*> all;
+  for (auto& [key, entry] : entries_) all.push_back(&entry.buffer);
+  release(device, all);
+}
+
+}  // namespace comfytp::runtime

@@ -1,0 +1,50 @@
+// The weights of one device: every part that some program reads, once.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backend/backend.h"
+#include "weights/source.h"
+
+namespace comfytp::runtime {
+
+/// Used by the device's worker alone.
+class WeightStore {
+ public:
+  explicit WeightStore(std::shared_ptr<const weights::Source> source) : source_(std::move(source)) {}
+
+  /// The part that a weight node names (attributes key, full, offset, shape). Parts with equal boxes are one buffer; one that
+  /// must stay row-major is another than one that a kernel may pack. Throws Error naming source and key when there is no such
+  /// tensor or its shape is another than `full` but for dimensions of size 1.
+  backend::WeightBuffer* find(const graph::Attrs& node, bool packable);
+
+  /// Allocates and reads those of `buffers` that are not loaded. Each goes straight from the source into the device's memory;
+  /// one that is packed passes through a host buffer of its own size. `loaded` gets the bytes of each and may throw to stop.
+  /// What was loaded is appended to `fresh`, also when it throws.
+  void load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded,
+            std::vector<backend::WeightBuffer*>& fresh);
+  void release(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers);
+  /// Releases all.
+  void unload(backend::Device& device);
+  /// Allocated now.
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Entry {
+    backend::WeightBuffer buffer;
+    Box box;  ///< of the source's tensor
+  };
+  using Key = std::tuple<std::string, graph::Ints, graph::Ints, bool>;  // key, offset, shape, packable
+
+  std::shared_ptr<const weights::Source> source_;
+  std::map<Key, Entry> entries_;
+  std::map<const backend::WeightBuffer*, const Entry*> entry_of_;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace comfytp::runtime

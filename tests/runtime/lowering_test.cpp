@@ -1,0 +1,229 @@
+// What a program may rely on: places of values in use do not overlap, copies and casts stand where they must and nowhere else.
+#include "runtime/lowering.h"
+
+#include <gtest/gtest.h>
+
+#include "graph/rewrites.h"
+#include "harness.h"
+#include "random_graph.h"
+#include "runtime/memory_plan.h"
+#include "sharding/strategy.h"
+
+namespace comfytp::test {
+namespace {
+
+using graph::Builder;
+using runtime::Launch;
+using runtime::Place;
+using runtime::Program;
+
+struct Lowered {
+  Watch watch;
+  ReferenceDevice device{{"cpu", 0, 0}, watch};
+  std::shared_ptr<TestWeights> source;
+  runtime::WeightStore store;
+  Program program;
+  explicit Lowered(const Graph& graph, DType stored = DType::f32) : Lowered(graph, graph, stored) {}
+  Lowered(const Graph& whole, const Graph& local, DType stored)
+      : source(std::make_shared<TestWeights>(whole, stored)), store(source), program(runtime::lower(local, device, store)) {}
+  int count(const std::string& op, bool prologue = false) const {
+    const auto& launches = prologue ? program.prologue : program.step;
+    return static_cast<int>(std::count_if(launches.begin(), launches.end(), [&](const Launch& l) { return l.label.starts_with(op); }));
+  }
+};
+
+bool inside(const Place& place, const Program& program) {
+  switch (place.memory) {
+    case Place::Memory::arena: return place.offset >= 0 && place.offset <= program.arena_bytes && place.offset % runtime::kAlignment == 0;
+    case Place::Memory::prologue: return place.offset >= 0 && place.offset <= program.prologue_bytes && place.offset % runtime::kAlignment == 0;
+    case Place::Memory::weight: return place.weight != nullptr;
+    case Place::Memory::none: return true;
+  }
+  return false;
+}
+
+void expect_sound_places(const Program& program) {
+  for (const auto* launches : {&program.prologue, &program.step})
+    for (const auto& launch : *launches) {
+      const auto& workspace = launch.workspace;
+      for (const auto* places : {&launch.in, &launch.out})
+        for (const auto& place : *places) {
+          EXPECT_TRUE(inside(place, program)) << launch.label;
+          const bool shared = workspace.memory != Place::Memory::none && place.memory == workspace.memory && place.offset == workspace.offset;
+          EXPECT_FALSE(shared) << launch.label << " has an operand in its workspace";
+        }
+      for (const auto& out : launch.out) {
+        EXPECT_TRUE(out.memory != Place::Memory::weight) << launch.label << " writes to a weight";
+        const bool kept = out.memory == Place::Memory::prologue;
+        EXPECT_FALSE(kept && launches == &program.step) << launch.label << " overwrites what is kept of a prompt";
+      }
+    }
+}
+
+TEST(Lowering, PlacesAreInsideTheirMemoryAndTheStepLeavesThePromptAlone) {
+  for (std::uint64_t seed = 0; seed < 30; ++seed) expect_sound_places(Lowered(random_graph(seed)).program);
+  expect_sound_places(Lowered(small_unet()).program);
+}
+
+TEST(Lowering, IsTheSameEveryTime) {
+  const auto describe = [](const Program& p) {
+    std::string text = fmt::format("{} {}\n", p.arena_bytes, p.prologue_bytes);
+    for (const auto* launches : {&p.prologue, &p.step})
+      for (const auto& l : *launches) {
+        text += l.label;
+        for (const auto* places : {&l.in, &l.out})
+          for (const auto& place : *places) text += fmt::format(" {}:{}", static_cast<int>(place.memory), place.offset);
+        text += "\n";
+      }
+    return text;
+  };
+  const Lowered a(small_unet()), b(small_unet());
+  EXPECT_EQ(describe(a.program), describe(b.program));
+}
+
+TEST(Lowering, ElementwiseOpsOverwriteTheirInputWhereItDies) {
+  Graph g;
+  Builder b(g, DType::f32);
+  auto v = b.input("x", {64, 64}, DType::f32);
+  for (int i = 0; i < 5; ++i) v = b.unary("silu", v);
+  g.add_output("y", v);
+  EXPECT_EQ(Lowered(g).program.arena_bytes, 64 * 64 * 4 + 64) << "one buffer and a workspace";
+}
+
+TEST(Lowering, AValueThatIsNeededLaterIsNotOverwritten) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {64, 64}, DType::f32);
+  const auto y = b.unary("silu", x);
+  g.add_output("y", b.add(y, b.unary("sin", y)));
+  g.add_output("x", b.transpose(x, {1, 0}));
+  const Lowered l(g);
+  EXPECT_NE(l.program.step[0].in[0].offset, l.program.step[0].out[0].offset) << "a view of x is an output";
+  EXPECT_NE(l.program.step[1].in[0].offset, l.program.step[1].out[0].offset) << "y is read again";
+  EXPECT_EQ(l.program.step[2].out[0].offset, l.program.step[2].in[0].offset);
+}
+
+TEST(Lowering, ViewsMoveNothing) {
+  Graph g;
+  Builder b(g, DType::f32);
+  // An image as tokens and back: convolutions run NHWC, so all of this is one memory.
+  const auto x = b.input("x", {1, 3, 4, 4}, DType::f32);
+  auto v = b.conv2d(x, b.weight("k", {8, 3, 3, 3}), -1, 1, 1, "c1");
+  v = b.linear(b.transpose(b.merge_dims(v, 2, 2), {0, 2, 1}), b.weight("w", {8, 8}), "l");
+  v = b.split_dim(b.transpose(v, {0, 2, 1}), 2, {4, 4});
+  g.add_output("y", b.conv2d(v, b.weight("k2", {3, 8, 3, 3}), -1, 1, 1, "c2"));
+  const Lowered l(g);
+  EXPECT_EQ(l.program.step.size(), 4u) << "the input's copy to NHWC, two convolutions and a linear";
+  EXPECT_EQ(l.count("cast"), 1);
+}
+
+TEST(Lowering, WhatIsCopiedForTwoReadersIsCopiedOnce) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {1, 3, 4, 4}, DType::f32);
+  g.add_output("y", b.conv2d(x, b.weight("k", {8, 3, 3, 3}), -1, 1, 1, "c1"));
+  g.add_output("z", b.conv2d(x, b.weight("k2", {8, 3, 3, 3}), -1, 1, 1, "c2"));
+  EXPECT_EQ(Lowered(g).count("cast"), 1);
+}
+
+TEST(Lowering, WeightsAreCastWhereTheKernelDoesNotDecodeThem) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {2, 6}, DType::f32);
+  g.add_output("y", b.add(b.linear(x, b.weight("w", {6, 6}), "l"), b.unary("sin", b.weight("p", {2, 6}))));
+  EXPECT_EQ(Lowered(g).count("cast") + Lowered(g).count("cast", true), 0);
+  const Lowered l(g, DType::f16);
+  // sin reads its input as given: the weight is cast once, where it is used; the linear decodes its own.
+  EXPECT_EQ(l.count("cast", true), 1);
+  EXPECT_EQ(l.count("cast"), 0);
+}
+
+TEST(Lowering, OnlyWeightsWithOneKindOfReaderArePacked) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {6, 6}, DType::f32);
+  const auto alone = b.weight("alone", {6, 6}), viewed = b.weight("viewed", {6, 6}), both = b.weight("both", {6, 6});
+  auto v = b.linear(b.linear(x, alone, "a"), alone, "b");
+  v = b.linear(b.linear(v, viewed, "c"), b.transpose(viewed, {1, 0}), "d");
+  g.add_output("y", b.linear(b.add(v, both), both, "e"));
+  const Lowered l(g);
+  for (const auto* w : l.program.weights) EXPECT_EQ(w->format.has_value(), w->key == "alone") << w->key;
+  EXPECT_EQ(l.program.weights.size(), 3u);
+}
+
+TEST(Lowering, GatheredWeightsPassThroughTheArenaAndStayStored) {
+  const Graph g = graph::normalise(small_unet());
+  const auto mesh = sharding::Mesh::parse("patch=2");
+  const auto assignment = sharding::decide(g, mesh).assignment;
+  const auto gathered = sharding::partition(g, mesh, assignment, sharding::Placement::gathered);
+  const Lowered l(g, gathered.devices[0], DType::f16);
+  ASSERT_FALSE(l.program.slots.empty());
+  for (const auto& slot : l.program.slots) {
+    EXPECT_FALSE(slot.weight->packable);
+    EXPECT_EQ(slot.weight->stored, DType::f16);
+  }
+  std::int64_t held = 0;
+  for (const auto* w : l.program.weights) held += w->bytes();
+  EXPECT_LT(held, l.source->bytes() * 6 / 10);
+}
+
+TEST(Lowering, AnOpIsNamedWhenItCannotBeCompiled) {
+  struct Refusing final : backend::Device {
+    backend::DeviceSpec spec_{"cpu", 0, 0};
+    const backend::DeviceSpec& spec() const override { return spec_; }
+    void attach() override {}
+    std::unique_ptr<backend::Kernel> compile(const graph::Node&, std::span<const backend::Operand>, std::span<const backend::Operand>) override {
+      fail("[silu] cpu:0 has no kernel for this op");
+    }
+    bool decodes(const graph::Node&, std::size_t) const override { return true; }
+    void expect_compute(DType) const override {}
+    void* allocate(std::int64_t) override { return nullptr; }
+    void release(void*, std::int64_t) override {}
+    void read_from_host(const TensorView&, void*, const graph::Type&, const graph::Order&) override {}
+    void write_to_host(const void*, const graph::Type&, const graph::Order&, const TensorView&) override {}
+  } device;
+  Graph g;
+  Builder b(g, DType::f32);
+  g.add_output("y", g.add("silu", {b.input("x", {2}, DType::f32)}, {}, "block.act"));
+  runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
+  try {
+    runtime::lower(g, device, store);
+    FAIL() << "expected an Error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "silu 'block.act': [silu] cpu:0 has no kernel for this op");
+  }
+}
+
+TEST(Lowering, ComputingInATypeThatTheDeviceLacksIsAnError) {
+  Graph g;
+  Builder b(g, DType::bf16);
+  g.add_output("y", b.linear(b.input("x", {2, 3}, DType::bf16), b.weight("w", {4, 3}), "l"));
+  EXPECT_THROW(Lowered{g}, Error);
+}
+
+TEST(Lowering, AWeightMustFitTheFile) {
+  Graph g;
+  Builder b(g, DType::f32);
+  g.add_output("y", b.linear(b.input("x", {2, 3}, DType::f32), b.weight("w", {4, 3}), "l"));
+  const auto message = [&](auto change) -> std::string {
+    Watch watch;
+    ReferenceDevice device({"cpu", 0, 0}, watch);
+    auto source = std::make_shared<TestWeights>(g, DType::f32);
+    change(*source);
+    runtime::WeightStore store(source);
+    try {
+      runtime::lower(g, device, store);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(message([](TestWeights&) {}), "no error");
+  EXPECT_EQ(message([](TestWeights& w) { w.reshape("w", {1, 4, 1, 3}); }), "no error");
+  EXPECT_EQ(message([](TestWeights& w) { w.reshape("w", {3, 4}); }), "[weights] expected 'w' in test weights to be of shape [4,3] but got [3,4]");
+  EXPECT_EQ(message([](TestWeights& w) { w.reshape("w", {12}); }), "[weights] expected 'w' in test weights to be of shape [4,3] but got [12]");
+  EXPECT_NE(message([](TestWeights& w) { w.rename("w", "v"); }).find("'w'"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace comfytp::test

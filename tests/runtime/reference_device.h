@@ -1,0 +1,124 @@
+// A device whose kernels are the ops' references: it can run everything, watches its memory, and fails when told to.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <new>
+
+#include "backend/backend.h"
+#include "base/error.h"
+
+namespace comfytp::test {
+
+/// Shared by the devices of one engine and the test.
+struct Watch {
+  std::atomic<std::int64_t> allocations{0}, kernels{0};
+  std::atomic<std::int64_t> live_bytes[8] = {};
+  std::atomic<std::int64_t> live_kernels{0};
+  /// Called before a kernel runs; may throw.
+  std::function<void(const std::string& device, const graph::Node& node)> before_kernel;
+};
+
+class ReferenceDevice final : public backend::Device {
+ public:
+  ReferenceDevice(backend::DeviceSpec spec, Watch& watch) : spec_(std::move(spec)), watch_(watch) {}
+  const backend::DeviceSpec& spec() const override { return spec_; }
+  void attach() override {}
+
+  std::unique_ptr<backend::Kernel> compile(const graph::Node& node, std::span<const backend::Operand> in,
+                                           std::span<const backend::Operand> out) override {
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      auto* weight = in[i].weight;
+      // Packed where a real device would; here the format is the bytes from the last to the first.
+      if (weight && i == 1 && graph::is(node, "linear") && weight->packable && !weight->format)
+        weight->format = {"reversed", [bytes = weight->bytes()](const void* plain, void* packed) {
+                            const auto* from = static_cast<const char*>(plain);
+                            std::reverse_copy(from, from + bytes, static_cast<char*>(packed));
+                          }, nullptr};
+    }
+    return std::make_unique<ReferenceKernel>(*this, node, in, out);
+  }
+  bool decodes(const graph::Node& node, std::size_t i) const override { return graph::is(node, "cast") || i == 1; }
+  void expect_compute(DType dtype) const override { require(dtype == DType::f32, "[devices] {} computes in f32 only", spec_.name()); }
+
+  // Filled with NaNs, so that what is read before it is written shows.
+  void* allocate(std::int64_t bytes) override {
+    auto& live = watch_.live_bytes[spec_.index];
+    require(!spec_.limit_bytes || live + bytes <= spec_.limit_bytes, "[memory] {} needs {} bytes more than its limit", spec_.name(), bytes);
+    live += bytes;
+    ++watch_.allocations;
+    void* memory = ::operator new(static_cast<std::size_t>(bytes), std::align_val_t{64});
+    return std::memset(memory, 0xff, static_cast<std::size_t>(bytes));
+  }
+  void release(void* memory, std::int64_t bytes) override {
+    watch_.live_bytes[spec_.index] -= bytes;
+    ::operator delete(memory, std::align_val_t{64});
+  }
+  void read_from_host(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) override {
+    copy(host, {data, type.dtype, type.shape, graph::strides_of(type.shape, order)});
+  }
+  void write_to_host(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) override {
+    copy({const_cast<void*>(data), type.dtype, type.shape, graph::strides_of(type.shape, order)}, host);
+  }
+
+ private:
+  class ReferenceKernel final : public backend::Kernel {
+   public:
+    ReferenceKernel(ReferenceDevice& device, const graph::Node& node, std::span<const backend::Operand> in, std::span<const backend::Operand> out)
+        : device_(device), node_(node), in_(in.begin(), in.end()), out_(out.begin(), out.end()) {
+      ++device_.watch_.live_kernels;
+    }
+    ~ReferenceKernel() override { --device_.watch_.live_kernels; }
+    std::int64_t workspace_bytes() const override { return 24; }
+
+    void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
+      if (device_.watch_.before_kernel) device_.watch_.before_kernel(device_.spec_.name(), node_);
+      ++device_.watch_.kernels;
+      std::memset(workspace, 0x7f, 24);
+      graph::OpContext op{node_.attrs, {}, {}};
+      std::vector<graph::RefTensor> inputs, outputs;
+      for (std::size_t i = 0; i < in.size(); ++i) {
+        op.in.push_back(in_[i].type);
+        inputs.push_back(read(in_[i], in[i]));
+      }
+      for (const auto& o : out_) {
+        op.out.push_back(o.type);
+        outputs.emplace_back(o.type.shape);
+      }
+      node_.op->reference(op, inputs, outputs);
+      for (std::size_t i = 0; i < out.size(); ++i) copy(dense(outputs[i]), view(out_[i], out_[i].type.dtype, out[i]));
+    }
+
+   private:
+    static TensorView dense(graph::RefTensor& t) { return TensorView::dense(t.data.data(), DType::f64, t.shape); }
+    static TensorView view(const backend::Operand& o, DType dtype, const void* data) {
+      return {const_cast<void*>(data), dtype, o.type.shape, graph::strides_of(o.type.shape, o.order)};
+    }
+    static graph::RefTensor read(const backend::Operand& o, const void* data) {
+      graph::RefTensor t(o.type.shape);
+      if (!o.weight) {
+        copy(view(o, o.type.dtype, data), dense(t));
+        return t;
+      }
+      std::vector<char> plain(static_cast<std::size_t>(o.weight->bytes()));
+      const auto* bytes = static_cast<const char*>(data);
+      if (o.weight->format)
+        std::reverse_copy(bytes, bytes + plain.size(), plain.begin());
+      else
+        std::copy(bytes, bytes + plain.size(), plain.begin());
+      copy(view(o, o.weight->stored, plain.data()), dense(t));
+      return t;
+    }
+
+    ReferenceDevice& device_;
+    graph::Node node_;
+    std::vector<backend::Operand> in_, out_;
+  };
+
+  backend::DeviceSpec spec_;
+  Watch& watch_;
+};
+
+}  // namespace comfytp::test
