@@ -67,7 +67,9 @@ TEST(OpenDevice, GivesEveryDeviceSomeOfTheCores) {
         EXPECT_FALSE(cores.empty());
         if (met.empty() || met.back() != cores.back()) met.insert(met.end(), cores.begin(), cores.end());
       }).join();
-    if (count <= static_cast<int>(all.size())) EXPECT_EQ(met, all) << count << " devices";
+    if (count <= static_cast<int>(all.size())) {
+      EXPECT_EQ(met, all) << count << " devices";
+    }
   }
 }
 

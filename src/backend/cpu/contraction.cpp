@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "backend/cpu/parallel.h"
+#include "backend/cpu/weight_decoder.h"
 #include "backend/cpu/workspace.h"
 #include "base/error.h"
 #include "graph/ops/epilogue.h"
@@ -100,20 +101,6 @@ class WholeKernel final : public Kernel {
   std::int64_t scratchpad_ = 0, zero_ = 0, zeros_ = 0;
 };
 
-/// How the weights lie in memory.
-struct Source {
-  DType stored;
-  const MemoryDesc* packed = nullptr;  ///< row-major where null
-
-  std::int64_t block() const {
-    std::int64_t block = 1;
-    const auto sizes = packed ? packed->get_inner_blks() : dnnl::memory::dims();
-    const auto dims = packed ? packed->get_inner_idxs() : dnnl::memory::dims();
-    for (std::size_t i = 0; i < sizes.size(); ++i) block *= dims[i] == 0 ? sizes[i] : 1;
-    return block;
-  }
-};
-
 // Output channels of a chunk: 64 is what a microkernel likes and keeps a chunk in the cache; fewer where the threads would
 // otherwise be out of step, but always whole blocks of a packed source.
 std::int64_t chunk_size(std::int64_t outputs, std::int64_t block, int threads) {
@@ -128,46 +115,27 @@ std::int64_t chunk_size(std::int64_t outputs, std::int64_t block, int threads) {
 
 class ChunkedKernel final : public Kernel {
  public:
-  ChunkedKernel(const Site& site, const ContractionSizes& sizes, const Contraction& contraction, const std::vector<std::string>& steps, Source source)
-      : dtype_(site.in[0].type.dtype), stored_(source.stored), rows_(sizes.rows), outputs_(sizes.outputs), per_output_(numel(sizes.weight) / sizes.outputs),
+  ChunkedKernel(const Site& site, const ContractionSizes& sizes, const Contraction& contraction, const std::vector<std::string>& steps, WeightSource source)
+      : dtype_(site.in[0].type.dtype), rows_(sizes.rows), outputs_(sizes.outputs),
         size_(contraction.divisible() ? chunk_size(sizes.outputs, source.block(), site.threads) : sizes.outputs),
-        alone_(size_ < outputs_ ? 1 : site.threads), compiled_(compile(contraction, steps, size_, alone_)) {
-    const auto element = size_of(dtype_);
-    // oneDNN's own reorder converts bf16 to f32; what it cannot is converted first.
-    const bool direct = stored_ == dtype_ || (stored_ == DType::bf16 && dtype_ == DType::f32);
-    Shape part = sizes.weight;
-    part[0] = size_;
-    MemoryDesc from = dense(part, direct ? stored_ : dtype_);
-    if (source.packed) {
-      from = source.packed->reshape(sizes.weight).submemory_desc(part, dnnl::memory::dims(part.size(), 0));
-      step_ = source.packed->get_strides()[0] / source.block();
-    } else {
-      step_ = per_output_;
-    }
-    if (!direct) converted_ = work_.take(size_ * per_output_ * element);
-    from = contraction.as_weights(from);
-    const ThreadCount threads(alone_);
-    reorder_ = dnnl::reorder::primitive_desc(engine(), from, engine(), compiled_.weights(), unattended());
-    reorder_scratchpad_ = work_.take(bytes_of(reorder_.scratchpad_desc()));
-    weights_ = work_.take(bytes_of(compiled_.weights()));
-    result_ = work_.take(rows_ * size_ * element);
-    for (const auto& operand : compiled_.epilogue.operands) slices_.push_back(operand.whole ? work_.take(rows_ * size_ * element) : -1);
+        callers_(size_ < outputs_ ? site.threads : 1), threads_(size_ < outputs_ ? 1 : site.threads),
+        compiled_(compile(contraction, steps, size_, threads_)),
+        decoder_(contraction, sizes, source, dtype_, size_, compiled_.weights(), callers_, threads_, work_) {
+    const auto bytes = rows_ * size_ * size_of(dtype_);
+    result_ = work_.take(bytes);
+    for (const auto& operand : compiled_.epilogue.operands) slices_.push_back(operand.whole ? work_.take(bytes) : -1);
     scratchpad_ = work_.take(compiled_.scratchpad_bytes());
-    for (int t = 0; t < (alone_ == 1 ? site.threads : 1); ++t) {
-      args_.push_back(compiled_.arguments(contraction));
-      reorder_args_.push_back({{DNNL_ARG_FROM, unplaced(from)}, {DNNL_ARG_TO, unplaced(compiled_.weights())}, {DNNL_ARG_SCRATCHPAD, unplaced(reorder_.scratchpad_desc())}});
-    }
+    for (int c = 0; c < callers_; ++c) args_.push_back(compiled_.arguments(contraction));
   }
-  std::int64_t workspace_bytes() const override { return static_cast<std::int64_t>(args_.size()) * work_.bytes(); }
+  std::int64_t workspace_bytes() const override { return callers_ * work_.bytes(); }
   void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
-    if (!reorder_primitive_) {
-      const ThreadCount threads(alone_);
+    {
+      const ThreadCount threads(threads_);
       compiled_.make();
-      reorder_primitive_ = dnnl::reorder(reorder_);
+      decoder_.make();
     }
-    const auto chunks = (outputs_ + size_ - 1) / size_;
-    parallel(chunks, 1, [&](std::int64_t begin, std::int64_t end, int thread) {
-      for (std::int64_t i = begin; i < end; ++i) chunk(i * size_, in, out, at(workspace, thread * work_.bytes()), thread);
+    parallel((outputs_ + size_ - 1) / size_, 1, [&](std::int64_t begin, std::int64_t end, int caller) {
+      for (std::int64_t i = begin; i < end; ++i) chunk(i * size_, in, out, at(workspace, caller * work_.bytes()), caller);
     });
   }
 
@@ -176,30 +144,14 @@ class ChunkedKernel final : public Kernel {
     const ThreadCount count(threads);
     return {contraction, steps, o, contraction.candidates(o).front()};
   }
-  static dnnl::primitive_attr unattended() {
-    dnnl::primitive_attr attr;
-    attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    return attr;
-  }
 
   // Channels [begin, begin + size), the last chunk moved back so that it is as large as the others.
-  void chunk(std::int64_t wanted, std::span<const void* const> in, std::span<void* const> out, void* work, int thread) {
+  void chunk(std::int64_t wanted, std::span<const void* const> in, std::span<void* const> out, void* work, int caller) {
     const auto begin = std::min(wanted, outputs_ - size_);
     const auto element = size_of(dtype_);
-    const void* weight = static_cast<const char*>(in[1]) + begin * step_ * size_of(stored_);
-    if (converted_ >= 0) {
-      convert_chunk(weight, at(work, converted_));
-      weight = at(work, converted_);
-    }
-    auto& reorder_args = reorder_args_[static_cast<std::size_t>(thread)];
-    place(reorder_args, DNNL_ARG_FROM, weight);
-    place(reorder_args, DNNL_ARG_TO, at(work, weights_));
-    place(reorder_args, DNNL_ARG_SCRATCHPAD, at(work, reorder_scratchpad_));
-    reorder_primitive_.execute(stream(), reorder_args);
-
-    auto& args = args_[static_cast<std::size_t>(thread)];
+    auto& args = args_[static_cast<std::size_t>(caller)];
     place(args, DNNL_ARG_SRC, in[0]);
-    place(args, DNNL_ARG_WEIGHTS, at(work, weights_));
+    place(args, DNNL_ARG_WEIGHTS, decoder_.run(in[1], begin, work, caller));
     place(args, DNNL_ARG_DST, at(work, result_));
     place(args, DNNL_ARG_SCRATCHPAD, at(work, scratchpad_));
     const auto& operands = compiled_.epilogue.operands;
@@ -213,31 +165,21 @@ class ChunkedKernel final : public Kernel {
     copy_rows(at(work, result_) + skip * element, size_, static_cast<char*>(out[0]) + wanted * element, outputs_, size_ - skip);
   }
 
-  void convert_chunk(const void* from, void* to) const {
-    const auto convert_range = [&](std::int64_t begin, std::int64_t end, int) {
-      convert(static_cast<const char*>(from) + begin * size_of(stored_), stored_, static_cast<char*>(to) + begin * size_of(dtype_), dtype_, end - begin);
-    };
-    if (alone_ == 1) convert_range(0, size_ * per_output_, 0);
-    else parallel(size_ * per_output_, kGrain, convert_range);
-  }
-
   void copy_rows(const char* from, std::int64_t from_step, char* to, std::int64_t to_step, std::int64_t count) const {
     const auto element = size_of(dtype_);
     for (std::int64_t r = 0; r < rows_; ++r)
       std::memcpy(to + r * to_step * element, from + r * from_step * element, static_cast<std::size_t>(count * element));
   }
 
-  DType dtype_, stored_;
-  std::int64_t rows_, outputs_, per_output_, size_;
-  int alone_;              ///< threads of one chunk: 1, but all of them where there is but one chunk
-  std::int64_t step_ = 0;  ///< elements between two output channels' (or blocks' of them, by channel) first
+  DType dtype_;
+  std::int64_t rows_, outputs_, size_;
+  int callers_, threads_;  ///< threads that run chunks at once, each alone; where there is but one chunk, all threads run it
   Compiled compiled_;
-  dnnl::reorder::primitive_desc reorder_;
-  dnnl::reorder reorder_primitive_;
-  Workspace work_;  ///< of one thread
-  std::int64_t converted_ = -1, reorder_scratchpad_ = 0, weights_ = 0, result_ = 0, scratchpad_ = 0;
+  Workspace work_;         ///< of one caller
+  WeightDecoder decoder_;
+  std::int64_t result_ = 0, scratchpad_ = 0;
   std::vector<std::int64_t> slices_;
-  std::vector<Arguments> args_, reorder_args_;  ///< by thread
+  std::vector<Arguments> args_;  ///< by caller
 };
 
 class EmptyKernel final : public Kernel {
@@ -256,11 +198,15 @@ class Matmul final : public Contraction {
   MemoryDesc bias(std::int64_t o) const override { return dense({1, o}, dtype_); }
   MemoryDesc channels(std::int64_t o) const override { return dense({1, o}, dtype_); }
   MemoryDesc result(std::int64_t o) const override { return dense({rows_, o}, dtype_); }
-  MemoryDesc as_weights(const MemoryDesc& own) const override { return own.reshape({own.get_dims()[0], inner_}).permute_axes({1, 0}); }
+  MemoryDesc as_weights(const MemoryDesc& own) const override {
+    const auto dims = own.get_dims();
+    return own.reshape({dims[0], numel(dims) / dims[0]}).permute_axes({1, 0});
+  }
   MemoryDesc as_own(const MemoryDesc& weights) const override { return weights.permute_axes({1, 0}).reshape(weight_); }
   std::vector<MemoryDesc> candidates(std::int64_t o) const override {
     return {MemoryDesc({inner_, o}, onednn_type(dtype_), dnnl::memory::format_tag::any)};
   }
+  std::int64_t input_dim() const override { return 0; }
   bool reads_plain() const override { return true; }
 
  private:
@@ -299,7 +245,7 @@ std::unique_ptr<Kernel> make_contraction(const Site& site, const ContractionSize
   const MemoryDesc plain = contraction->as_weights(dense(sizes.weight, dtype));
   if (sizes.zero) return whole({*contraction, steps, sizes.outputs, plain});
 
-  const Source source{weight ? weight->stored : dtype, weight ? packed_desc(*weight) : nullptr};
+  const WeightSource source{weight ? weight->stored : dtype, weight ? packed_desc(*weight) : nullptr};
   if (source.stored == dtype && weight && weight->packable && !weight->format && !weight->data)
     if (auto compiled = contraction->divisible() ? pack(*contraction, steps, sizes, weight->bytes()) : nullptr) {
       weight->format = packed_format(*weight, contraction->as_own(compiled->weights()));

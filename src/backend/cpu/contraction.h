@@ -24,6 +24,8 @@ class Contraction {
   /// The primitive's view of weights whose dimensions are the weight's own, and the inverse.
   virtual MemoryDesc as_weights(const MemoryDesc& own) const = 0;
   virtual MemoryDesc as_own(const MemoryDesc& weights) const = 0;
+  /// The contracted channels among the primitive's dimensions of the weights.
+  virtual std::int64_t input_dim() const = 0;
   /// Layouts worth trying, the best first.
   virtual std::vector<MemoryDesc> candidates(std::int64_t o) const = 0;
   virtual bool reads_plain() const = 0;

@@ -43,6 +43,7 @@ class Convolution final : public Contraction {
       for (auto tag : {memory::format_tag::Ohwi64o, memory::format_tag::Ohwi32o, memory::format_tag::Ohwi16o}) list.emplace_back(dims, onednn_type(dtype_), tag);
     return list;
   }
+  std::int64_t input_dim() const override { return 1; }
   bool reads_plain() const override { return false; }
   bool divisible() const override { return groups_ == 1; }
 
