@@ -13,7 +13,7 @@ std::string bytes_text(std::int64_t bytes);
 std::string percent_text(double part, double whole);
 /// "3.21 s", "12.3 ms".
 std::string seconds_text(double seconds);
-/// "1,234,567".
+/// "1,234,567"; not negative.
 std::string count_text(std::int64_t count);
 
 /// Prints rows on stdout with aligned columns: the first to the left, the others to the right.

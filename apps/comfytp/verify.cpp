@@ -40,7 +40,7 @@ Difference difference(const std::vector<float>& a, const std::vector<float>& b) 
   double squares = 0, reference = 0, low = b.at(0), high = b.at(0);
   for (std::size_t i = 0; i < b.size(); ++i) {
     const double delta = std::abs(static_cast<double>(a[i]) - b[i]);
-    if (!(delta <= d.max_abs)) d.max_abs = delta;  // also where it is no number
+    if (std::isnan(delta) || delta > d.max_abs) d.max_abs = delta;  // once no number, always none
     squares += delta * delta;
     reference += static_cast<double>(b[i]) * b[i];
     low = std::min<double>(low, b[i]);

@@ -1,0 +1,207 @@
+"""What the subcommands promise when all is well."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import PROGRAM, SMALL, call_inputs
+from safetensors.numpy import load_file, save_file
+
+TWO = ("--devices", "cpu:0,cpu:1")
+
+
+def relative_error(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def run(comfytp, checkpoint, inputs, output, *options):
+    comfytp("run", checkpoint, "--inputs", inputs, "--output", output, *options)
+    return load_file(output)["output"]
+
+
+@pytest.mark.parametrize("command", ["", "inspect", "plan", "run", "verify", "bench", "synth"])
+def test_every_command_has_a_help(comfytp, command):
+    arguments = [command, "--help"] if command else ["--help"]
+    assert "Usage" in comfytp(*arguments).out
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
+def test_inspect_recognises_what_synth_wrote(comfytp, checkpoints, family):
+    path = checkpoints(family)
+    report = comfytp("inspect", path, "--json").json
+    assert (report["family"], report["layout"], report["in_channels"]) == (family, "ldm", 4)
+    stored = load_file(path)
+    denoiser = next(c for c in report["components"] if c["name"] == "denoiser")
+    assert denoiser["tensors"] == len(stored)
+    assert denoiser["parameters"] == sum(t.size for t in stored.values())
+    assert denoiser["bytes"] == sum(t.nbytes for t in stored.values())
+    assert denoiser["parameters_of_dtype"] == {"f16": denoiser["parameters"]}
+    assert family in comfytp("inspect", path).out
+
+
+def test_synth_depends_on_the_seed_alone(comfytp, tmp_path):
+    def bytes_of(name, *options):
+        comfytp("synth", "--family", "sd1", "--width", 32, *options, tmp_path / name)
+        return (tmp_path / name).read_bytes()
+
+    assert bytes_of("a") == bytes_of("b", "--seed", 1)
+    assert bytes_of("a") != bytes_of("c", "--seed", 2)
+
+
+@pytest.mark.parametrize("placement", ["resident", "gathered"])
+@pytest.mark.parametrize("mesh", ["tensor=2", "batch=2", "patch=2", "tensor=2:1"])
+def test_run_gives_on_two_devices_what_it_gives_on_one(comfytp, checkpoint, inputs, tmp_path, mesh, placement):
+    one = run(comfytp, checkpoint, inputs(), tmp_path / "one.safetensors")
+    two = run(comfytp, checkpoint, inputs(), tmp_path / "two.safetensors", *TWO, "--mesh", mesh, "--weights", placement)
+    assert one.shape == (2, 4, 8, 16) and np.linalg.norm(one) > 0
+    assert relative_error(two, one) <= 1e-5
+
+
+def test_run_takes_a_plan(comfytp, checkpoint, inputs, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(comfytp("plan", checkpoint, *TWO, "--mesh", "batch=2", "--weights", "gathered", *SMALL, "--json").out)
+    options = (*TWO, "--mesh", "batch=2", "--weights", "gathered")
+    planned = run(comfytp, checkpoint, inputs(), tmp_path / "a.safetensors", "--plan", plan)
+    assert np.array_equal(planned, run(comfytp, checkpoint, inputs(), tmp_path / "b.safetensors", *options))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_output_has_the_dtype_of_x(comfytp, checkpoint, inputs, tmp_path, dtype):
+    reference = run(comfytp, checkpoint, inputs(), tmp_path / "f32.safetensors")
+    output = run(comfytp, checkpoint, inputs(**call_inputs(dtype)), tmp_path / "out.safetensors")
+    assert output.dtype == dtype
+    assert relative_error(output, reference) < 1e-2
+
+
+def test_timesteps_may_be_whole_numbers(comfytp, checkpoint, inputs, tmp_path):
+    reals = run(comfytp, checkpoint, inputs(), tmp_path / "a.safetensors")
+    whole = run(comfytp, checkpoint, inputs(timesteps=np.full(2, 400, np.int64)), tmp_path / "b.safetensors")
+    assert np.array_equal(reals, whole)
+
+
+def residuals(names):
+    # The skips of a narrow SD1 in the order of its input blocks: (channels, halvings).
+    sizes = [(32, 0)] * 3 + [(32, 1)] + [(64, 1)] * 2 + [(64, 2)] + [(128, 2)] * 2 + [(128, 3)] * 3 + [(128, 3)]
+    random = np.random.default_rng(1)
+    return {name: random.standard_normal((2, c, 8 >> h, 16 >> h)).astype(np.float32) for name, (c, h) in zip(names, sizes)}
+
+
+def test_control_residuals_may_have_the_names_of_diffusers(comfytp, checkpoint, inputs, tmp_path):
+    own = residuals([f"control.{i}" for i in range(12)] + ["control.middle"])
+    theirs = residuals([f"down_block_additional_residuals.{i}" for i in range(12)] + ["mid_block_additional_residual"])
+    a = run(comfytp, checkpoint, inputs(**own), tmp_path / "a.safetensors")
+    b = run(comfytp, checkpoint, inputs(**theirs), tmp_path / "b.safetensors")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, run(comfytp, checkpoint, inputs(), tmp_path / "c.safetensors"))
+
+
+def test_plan_says_what_the_devices_share(comfytp, checkpoint):
+    report = comfytp("plan", checkpoint, *TWO, *SMALL, "--json").json["report"]
+    assert [d["name"] for d in report["devices"]] == ["cpu:0", "cpu:1"]
+    for device in report["devices"]:
+        assert device["weight_share"] <= 0.55
+        assert device["flops_share"] <= 0.6
+        assert device["collectives"]["all_reduce"]["count"] > 0
+    assert sum(d["weight_bytes"] for d in report["devices"]) >= report["weight_bytes_total"]
+
+
+def test_one_device_needs_no_collectives(comfytp, checkpoint):
+    (device,) = comfytp("plan", checkpoint, *SMALL, "--json").json["report"]["devices"]
+    assert device["weight_share"] == 1 and device["collectives"] == {}
+
+
+@pytest.mark.parametrize("options", [("tensor=2", "resident"), ("batch=2", "gathered"), ("patch=2", "resident"), ("tensor=3:1", "resident")])
+def test_what_plan_promises_is_what_is_allocated(comfytp, checkpoint, options):
+    mesh, placement = options
+    options = (*TWO, "--mesh", mesh, "--weights", placement, *SMALL)
+    planned = comfytp("plan", checkpoint, *options, "--json").json["report"]["devices"]
+    used = comfytp("bench", checkpoint, *options, "--runs", 1, "--warmup", 0, "--json").json["devices"]
+    for promise, device in zip(planned, used, strict=True):
+        assert promise["weight_bytes"] == device["weight_bytes"]
+        assert promise["activation_bytes"] == pytest.approx(device["activation_bytes"], rel=0.01)
+    verified = comfytp("verify", checkpoint, *options, "--json").json
+    assert verified["weight_bytes_per_device"] == [d["weight_bytes"] for d in planned]
+
+
+def test_plan_names_sizes_as_a_table(comfytp, checkpoint):
+    text = comfytp("plan", checkpoint, *TWO, *SMALL).out
+    assert "cpu:0" in text and "cpu:1" in text and "all_reduce" in text
+
+
+def test_more_devices_than_heads_work_and_are_noted(comfytp, checkpoints):
+    path = checkpoints("sdxl")  # heads: 1 and 2
+    devices = ("--devices", "cpu:0,cpu:1,cpu:2")
+    assert comfytp("plan", path, *devices, *SMALL, "--json").json["report"]["notes"]
+    assert comfytp("verify", path, *devices, *SMALL, "--json").json["passed"]
+
+
+def test_dump_shows_shardings_and_reasons(comfytp, checkpoint):
+    text = comfytp("plan", checkpoint, *TWO, *SMALL, "--dump").out
+    assert "all_reduce" in text and "reason=" in text
+    assert "partial(tensor)" in text
+    assert "the graph of cpu:1" in text
+
+
+def test_verify_says_how_far_the_split_is_off(comfytp, checkpoint):
+    report = comfytp("verify", checkpoint, *TWO, *SMALL, "--steps", 2, "--json").json
+    assert report["passed"] and 0 < report["relative_error"] <= 1e-5
+    assert report["max_abs_error"] > 0 and report["psnr_db"] > 90
+    assert len(report["weight_bytes_per_device"]) == 2
+    assert max(report["weight_bytes_per_device"]) <= 0.55 * report["weight_bytes_total"]
+
+
+def test_verify_beyond_tolerance_ends_with_1(comfytp, checkpoint):
+    result = comfytp.any("verify", checkpoint, *TWO, *SMALL, "--tolerance", "1e-12", "--json")
+    assert result.status == 1 and result.err == ""
+    assert not result.json["passed"]
+
+
+def test_verify_fails_where_the_result_is_no_number(comfytp, checkpoint, tmp_path):
+    tensors = load_file(checkpoint)
+    tensors["model.diffusion_model.out.2.bias"][0] = np.nan
+    save_file(tensors, tmp_path / "nan.safetensors")
+    result = comfytp.any("verify", tmp_path / "nan.safetensors", *TWO, *SMALL, "--json")
+    assert result.status == 1 and not result.json["passed"]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_verify_takes_odd_batches(comfytp, checkpoint, batch):
+    assert comfytp("verify", checkpoint, *TWO, *SMALL, "--batch", batch, "--json").json["passed"]
+
+
+def test_bench_says_times_and_memory(comfytp, checkpoint):
+    report = comfytp("bench", checkpoint, *TWO, *SMALL, "--runs", 3, "--json").json
+    assert 0 < report["min_seconds"] <= report["median_seconds"] <= report["max_seconds"]
+    assert report["runs"] == 3 and report["load_seconds"] > 0
+    for device in report["devices"]:
+        assert device["peak_bytes"] == device["weight_bytes"] + device["activation_bytes"] > 0
+        assert device["collective_seconds"] > 0
+
+
+def test_an_interrupt_ends_a_call(checkpoint):
+    command = [PROGRAM, "bench", str(checkpoint), *TWO, *SMALL, "--runs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not catches(process, signal.SIGINT):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (130, "", "comfytp: interrupted\n")
+
+
+def catches(process, number):
+    with open(f"/proc/{process.pid}/status") as status:
+        mask = next(line.split()[1] for line in status if line.startswith("SigCgt"))
+    return int(mask, 16) >> (number - 1) & 1
+
+
+def test_json_is_json_alone(comfytp, checkpoint):
+    for command in (["inspect", checkpoint], ["plan", checkpoint, *SMALL]):
+        json.loads(comfytp(*command, "--json").out)
