@@ -4,12 +4,14 @@ import contextlib
 import copy
 import functools
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .contents import KnownContents
 from .unsupported import Unsupported
 
 # Ops that torch would take apart and that have a meaning of their own in the engine's graph.
@@ -24,6 +26,8 @@ _KEPT = (
     "instance_norm.default",
     "layer_norm.default",
     "linear.default",
+    "linspace.default",
+    "logspace.default",
     "matmul.default",
     "pad.default",
     "pixel_shuffle.default",
@@ -62,21 +66,24 @@ class Captured:
 class _Forward(torch.nn.Module):
     """Calls the module with the leaves of (args, kwargs): tensors are inputs, everything else is fixed."""
 
-    def __init__(self, module: torch.nn.Module, leaves: list[Any], spec: Any) -> None:
+    def __init__(self, module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Mapping[int, torch.Tensor]) -> None:
         super().__init__()
         self.module = module
         self._leaves = leaves
         self._spec = spec
+        self._contents = contents
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         given = iter(tensors)
         leaves = [next(given) if leaf is None else leaf[0] for leaf in self._leaves]
         args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
-        return self.module(*args, **kwargs)
+        with KnownContents(self._contents, tensors) if self._contents else contextlib.nullcontext():
+            return self.module(*args, **kwargs)
 
 
-def capture(module: torch.nn.Module, leaves: list[Any], spec: Any) -> Captured:
-    """Captures module(*args, **kwargs), the leaves of (args, kwargs) and their tree being given.
+def capture(module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Mapping[int, torch.Tensor] | None = None) -> Captured:
+    """Captures module(*args, **kwargs), the leaves of (args, kwargs) and their tree being given. contents: of the tensors (by their
+    number among the leaves' tensors) whose values the code may read and decide by.
 
     A copy of the module with fake parameters is what runs, so that neither memory nor arithmetic of a model's size is needed
     and the module keeps every attribute it has. It runs in this process: modules of custom nodes cannot be sent to another.
@@ -89,7 +96,7 @@ def capture(module: torch.nn.Module, leaves: list[Any], spec: Any) -> Captured:
     inputs = [_fake(mode, leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     fixed = [None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves]
     with _undisturbed(module):
-        forward = _Forward(_copy_with_fakes(module, mode), fixed, spec)
+        forward = _Forward(_copy_with_fakes(module, mode), fixed, spec, contents or {})
         forward.eval()
         try:
             program = torch.export.export(forward, tuple(inputs), strict=False)
