@@ -229,6 +229,19 @@ void Engine::unload() {
   state_->measure();
 }
 
+void Engine::update(const std::set<std::string>& keys) {
+  State::Call call(*state_);
+  std::int64_t bytes = 0;
+  try {
+    bytes = state_->residency.update(keys);
+  } catch (...) {
+    state_->measure();
+    throw;
+  }
+  std::lock_guard lock(state_->stats_mutex);
+  state_->stats.uploaded_bytes += bytes;
+}
+
 void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
   check_tensors("input", compiled.inputs, inputs);
   check_tensors("output", compiled.outputs, outputs);

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,10 @@ class Engine {
   void load(Compiled& compiled);
   /// Frees the devices' weights and arenas; the next call loads again.
   void unload();
+  /// Reads the parts of these weights that are loaded again, for their values in the source have changed (a LoRA's strength); the
+  /// others stay. Keys that nothing reads are passed over. When it throws, these weights are unloaded and the next call loads
+  /// them.
+  void update(const std::set<std::string>& keys);
 
   /// One call. Inputs and outputs by the graph's names, on the host, of the graph's shapes and any floating dtype. Loads on
   /// first use. Throws Error (shapes, a device's failure with its name and op), Cancelled, Timeout; the engine stays usable.

@@ -104,6 +104,27 @@ void Residency::unload() {
   ++epoch_;
 }
 
+std::int64_t Residency::update(const std::set<std::string>& keys) {
+  std::vector<std::vector<backend::WeightBuffer*>> stale;
+  for (auto& device : devices_) stale.push_back(device.weights.loaded(keys));
+  std::atomic<std::int64_t> done{0};
+  for (const auto& compiled : programs_) compiled->prompts.clear();
+  try {
+    team_->run([&](std::size_t d, backend::Device&) {
+      devices_[d].weights.reload(stale[d], [&](std::int64_t bytes) {
+        done += bytes;
+        team_->abort()->check();
+      });
+    });
+  } catch (...) {
+    const auto failure = std::current_exception();
+    team_->run([&](std::size_t d, backend::Device& device) { devices_[d].weights.release(device, stale[d]); });
+    ++epoch_;
+    std::rethrow_exception(failure);
+  }
+  return done;
+}
+
 std::vector<std::int64_t> Residency::weight_bytes() const {
   std::vector<std::int64_t> bytes;
   for (const auto& d : devices_) bytes.push_back(d.weights.bytes());

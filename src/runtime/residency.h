@@ -4,6 +4,8 @@
 #include <functional>
 #include <list>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "runtime/compiled.h"
@@ -28,6 +30,8 @@ class Residency {
   /// released again.
   std::int64_t load(Compiled& compiled, const std::function<void(std::int64_t, std::int64_t)>& progress);
   void unload();
+  /// Reads the loaded parts of these weights again. Returns the bytes read. When it throws, they are released.
+  std::int64_t update(const std::set<std::string>& keys);
 
   std::vector<std::int64_t> weight_bytes() const, activation_bytes() const;
 

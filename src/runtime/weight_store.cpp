@@ -52,18 +52,37 @@ void WeightStore::load(backend::Device& device, const std::vector<backend::Weigh
   std::vector<std::byte> plain;
   for (auto* buffer : buffers) {
     if (buffer->data || buffer->bytes() == 0) continue;
-    const Entry& entry = *entry_of_.at(buffer);
     buffer->data = device.allocate(buffer->bytes());
     bytes_ += buffer->bytes();
     fresh.push_back(buffer);
-    if (buffer->format) {
-      plain.resize(std::max(plain.size(), static_cast<std::size_t>(buffer->bytes())));
-      source_->read(buffer->key, entry.box, plain.data());
-      buffer->format->pack(plain.data(), buffer->data);
-    } else {
-      source_->read(buffer->key, entry.box, buffer->data);
-      buffer->packable = false;  // a kernel that is made later finds it as it is now
-    }
+    read(*buffer, plain);
+    loaded(buffer->bytes());
+  }
+}
+
+void WeightStore::read(backend::WeightBuffer& buffer, std::vector<std::byte>& plain) const {
+  const Box& box = entry_of_.at(&buffer)->box;
+  if (buffer.format) {
+    plain.resize(std::max(plain.size(), static_cast<std::size_t>(buffer.bytes())));
+    source_->read(buffer.key, box, plain.data());
+    buffer.format->pack(plain.data(), buffer.data);
+  } else {
+    source_->read(buffer.key, box, buffer.data);
+    buffer.packable = false;  // a kernel that is made later finds it as it is now
+  }
+}
+
+std::vector<backend::WeightBuffer*> WeightStore::loaded(const std::set<std::string>& keys) {
+  std::vector<backend::WeightBuffer*> found;
+  for (auto& [key, entry] : entries_)
+    if (entry.buffer.data && keys.contains(entry.buffer.key)) found.push_back(&entry.buffer);
+  return found;
+}
+
+void WeightStore::reload(const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded) {
+  std::vector<std::byte> plain;
+  for (auto* buffer : buffers) {
+    read(*buffer, plain);
     loaded(buffer->bytes());
   }
 }

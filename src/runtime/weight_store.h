@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -28,6 +29,10 @@ class WeightStore {
   /// What was loaded is appended to `fresh`, also when it throws.
   void load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded,
             std::vector<backend::WeightBuffer*>& fresh);
+  /// The loaded buffers of these keys.
+  std::vector<backend::WeightBuffer*> loaded(const std::set<std::string>& keys);
+  /// Reads loaded buffers again. `loaded` as in load().
+  void reload(const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded);
   void release(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers);
   /// Releases all.
   void unload(backend::Device& device);
@@ -35,6 +40,8 @@ class WeightStore {
   std::int64_t bytes() const { return bytes_; }
 
  private:
+  void read(backend::WeightBuffer& buffer, std::vector<std::byte>& plain) const;
+
   struct Entry {
     backend::WeightBuffer buffer;
     Box box;  ///< of the source's tensor

@@ -46,6 +46,14 @@ class TestWeights final : public weights::Source {
     for (const auto& [key, info] : infos_) total += info.bytes();
     return total;
   }
+  void multiply(const std::string& key, double factor) {
+    Tensor& tensor = tensors_.find(key)->second;
+    const DType stored = infos_.at(key).dtype;
+    for (std::size_t i = 0; i < tensor.values.data.size(); ++i) {
+      store_element(tensor.bytes.data(), stored, static_cast<std::int64_t>(i), tensor.values.data[i] * factor);
+      tensor.values.data[i] = load_element(tensor.bytes.data(), stored, static_cast<std::int64_t>(i));
+    }
+  }
   void rename(const std::string& from, const std::string& to) {
     infos_[to] = infos_.at(from);
     infos_.erase(from);
