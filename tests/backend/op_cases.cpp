@@ -53,6 +53,21 @@ OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding
           true};
 }
 
+// One weight for two images, for whose shapes oneDNN prefers different layouts: the second finds the first one's.
+OpCase conv_of_two_shapes(const std::string& name, Shape first, Shape second, Shape k) {
+  return {"conv2d_" + name,
+          [=](Builder& b) {
+            const auto weight = b.weight("k", k);
+            std::vector<ValueId> parts;
+            for (const auto& [n, shape] : {std::pair{"first", first}, {"second", second}}) {
+              const auto y = b.graph.add("conv2d", {input(b, shape, n), weight}, {{"stride", Ints{1, 1}}, {"padding", Ints{1, 1, 1, 1}}});
+              parts.push_back(b.merge_dims(b.transpose(y, {1, 0, 2, 3}), 1, 3));
+            }
+            return b.concat(parts, 1);
+          },
+          true};
+}
+
 // `tokens_outside`: the heads lie inside the tokens, as they come from a linear.
 OpCase attention(const std::string& name, Shape q, std::int64_t keys, std::int64_t e, bool tokens_outside = false) {
   return {"attention_" + name, [=](Builder& b) {
@@ -113,6 +128,8 @@ void add_contractions(std::vector<OpCase>& cases) {
                   conv("no_rows", {1, 4, 0, 5}, {8, 4, 3, 3}, {1, 1}, {0, 1, 0, 1}, "bias"),
                   conv("no_samples", {0, 4, 5, 5}, {8, 4, 3, 3}, {1, 1}, {1, 1, 1, 1}),
                   conv("nothing_contracted", {1, 0, 4, 5}, {6, 0, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias,add"),
+                  conv_of_two_shapes("two_shapes", {1, 16, 16, 16}, {2, 16, 4, 4}, {192, 16, 3, 3}),
+                  conv_of_two_shapes("two_shapes_reversed", {2, 16, 4, 4}, {1, 16, 16, 16}, {192, 16, 3, 3}),
                   conv("one_dimension", {2, 16, 11}, {24, 16, 3}, {2}, {1, 0}, "bias,silu"),
                   conv("pixelwise", {2, 16, 11}, {24, 16, 1}, {1}, {0, 0}, "bias"),
                   conv("three_dimensions", {1, 6, 3, 4, 5}, {8, 6, 3, 3, 3}, {1, 1, 1}, {2, 1, 1, 0, 1, 1}, "bias"),

@@ -1,7 +1,6 @@
 #include "backend/cpu/contraction.h"
 
 #include <cstring>
-#include <numeric>
 
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/weight_decoder.h"
@@ -104,7 +103,7 @@ class WholeKernel final : public Kernel {
 // Output channels of a chunk: 64 is what a microkernel likes and keeps a chunk in the cache; fewer where the threads would
 // otherwise be out of step, but always whole blocks of a packed source.
 std::int64_t chunk_size(std::int64_t outputs, std::int64_t block, int threads) {
-  std::int64_t size = std::lcm<std::int64_t>(block, 64);
+  std::int64_t size = (64 + block - 1) / block * block;
   for (std::int64_t smaller : {32, 16}) {
     const auto chunks = (outputs + size - 1) / size, rounds = (chunks + threads - 1) / threads;
     if (rounds * threads * 10 <= chunks * 11 || smaller % block) break;

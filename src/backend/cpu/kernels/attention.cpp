@@ -15,15 +15,16 @@ namespace {
 
 constexpr std::int64_t kQueries = 32;  ///< of a block
 constexpr std::int64_t kKeys = 256;    ///< of a block
+constexpr std::int64_t kRows = 8;      ///< queries that a tile holds at most
 constexpr std::int64_t kPanel = 32;    ///< columns that a panel of a packed matrix holds
 
 // c [rows, columns] (+)= a [rows, inner] b, where b is packed in panels [inner][kPanel] and columns, the same multiple of
-// 16, is at most kPanel. kRows rows and kVectors times 16 columns are kept in registers.
-template <int kRows, int kVectors, bool kAccumulate>
+// 16, is at most kPanel. kTileRows rows and kVectors times 16 columns are kept in registers.
+template <int kTileRows, int kVectors, bool kAccumulate>
 CTP_INLINE void tile(const float* a, std::int64_t a_step, const float* b, std::int64_t inner, float* c, std::int64_t c_step) {
   typedef float Vector __attribute__((vector_size(64), aligned(4)));
-  Vector sum[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r)
+  Vector sum[kTileRows][kVectors];
+  for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (kAccumulate) std::memcpy(&sum[r][v], c + r * c_step + 16 * v, sizeof(Vector));
       else sum[r][v] = Vector{};
@@ -31,23 +32,23 @@ CTP_INLINE void tile(const float* a, std::int64_t a_step, const float* b, std::i
   for (std::int64_t i = 0; i < inner; ++i) {
     Vector column[kVectors];
     for (int v = 0; v < kVectors; ++v) std::memcpy(&column[v], b + i * kPanel + 16 * v, sizeof(Vector));
-    for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kTileRows; ++r)
       for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r * a_step + i] * column[v];
   }
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors; ++v) std::memcpy(c + r * c_step + 16 * v, &sum[r][v], sizeof(Vector));
 }
 
-// c [kQueries, columns] (+)= a [kQueries, inner] b; b in panels that lie `panel_step` apart.
-template <int kRows, int kVectors, bool kAccumulate>
-CTP_INLINE void product(const float* a, std::int64_t a_step, const float* b, std::int64_t panel_step, std::int64_t inner, float* c, std::int64_t c_step,
+// c [rows, columns] (+)= a [rows, inner] b; b in panels that lie `panel_step` apart; rows are a multiple of kTileRows.
+template <int kTileRows, int kVectors, bool kAccumulate>
+CTP_INLINE void product(const float* a, std::int64_t rows, std::int64_t a_step, const float* b, std::int64_t panel_step, std::int64_t inner, float* c, std::int64_t c_step,
                         std::int64_t columns) {
   for (std::int64_t j = 0; j < columns; j += 16 * kVectors) {
     const float* panel = b + j / kPanel * panel_step + j % kPanel;
     const bool narrow = kVectors > 1 && columns - j < 16 * kVectors;
-    for (std::int64_t r = 0; r < kQueries; r += kRows) {
-      if (narrow) tile<kRows, 1, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
-      else tile<kRows, kVectors, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
+    for (std::int64_t r = 0; r < rows; r += kTileRows) {
+      if (narrow) tile<kTileRows, 1, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
+      else tile<kTileRows, kVectors, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
     }
   }
 }
@@ -59,6 +60,7 @@ struct Block {
   float* sum;          ///< [kQueries, columns], not yet divided
   float* top;          ///< the largest score so far
   float* total;        ///< the sum of exponentials so far
+  std::int64_t rows;   ///< queries, rounded up to what a tile holds
 };
 
 /// What is added to the scores, or says which keys count; for the block's queries and keys.
@@ -85,12 +87,12 @@ CTP_INLINE void apply(const Mask& mask, std::int64_t query, float* scores, std::
     for (std::int64_t k = 0; k < count; ++k) scores[k] += load(mask.added_bf16[first + k]);
 }
 
-template <int kRows, int kVectors>
+template <int kTileRows, int kVectors>
 CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns, std::int64_t count,
                      const Mask& mask) {
   const std::int64_t padded = (count + 15) / 16 * 16;
-  product<kRows, kVectors, false>(s.query, d, keys, d * kPanel, d, s.scores, kKeys, padded);
-  for (std::int64_t q = 0; q < kQueries; ++q) {
+  product<kTileRows, kVectors, false>(s.query, s.rows, d, keys, d * kPanel, d, s.scores, kKeys, padded);
+  for (std::int64_t q = 0; q < s.rows; ++q) {
     float* row = s.scores + q * kKeys;
     apply(mask, q, row, count);
     float top = s.top[q];
@@ -113,17 +115,17 @@ CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const fl
 #pragma omp simd
     for (std::int64_t c = 0; c < columns; ++c) sum[c] *= shrink;
   }
-  product<kRows, kVectors, true>(s.scores, kKeys, values, value_panel, count, s.sum, columns, columns);
+  product<kTileRows, kVectors, true>(s.scores, s.rows, kKeys, values, value_panel, count, s.sum, columns, columns);
 }
 
 // 16 accumulators of 512 bits where there are 32 registers of that size, 4 of 512 (8 of 256) bits elsewhere.
 CTP_CLONES void wide_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
                           std::int64_t count, const Mask& mask) {
-  step<8, 2>(s, keys, d, values, value_panel, columns, count, mask);
+  step<kRows, 2>(s, keys, d, values, value_panel, columns, count, mask);
 }
 CTP_CLONES void narrow_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
                             std::int64_t count, const Mask& mask) {
-  step<4, 1>(s, keys, d, values, value_panel, columns, count, mask);
+  step<kRows / 2, 1>(s, keys, d, values, value_panel, columns, count, mask);
 }
 bool has_wide_registers() {
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -221,13 +223,13 @@ class AttentionKernel final : public Kernel {
 
   void block(const T* q, T* y, std::int64_t count, Mask mask, void* work) const {
     auto* query = at<float>(work, query_);
-    const Block s{query, at<float>(work, scores_), at<float>(work, sum_), at<float>(work, top_), at<float>(work, top_) + kQueries};
-    for (std::int64_t i = 0; i < kQueries; ++i) {
+    const Block s{query, at<float>(work, scores_), at<float>(work, sum_), at<float>(work, top_), at<float>(work, top_) + kQueries, (count + kRows - 1) / kRows * kRows};
+    for (std::int64_t i = 0; i < s.rows; ++i) {
       for (std::int64_t c = 0; c < d_; ++c) query[i * d_ + c] = i < count ? load(q[i * strides_[0][2] + c]) * scale_ : 0.0f;
       s.top[i] = -std::numeric_limits<float>::infinity();
       s.total[i] = 0;
     }
-    std::memset(s.sum, 0, static_cast<std::size_t>(kQueries * columns_ * 4));
+    std::memset(s.sum, 0, static_cast<std::size_t>(s.rows * columns_ * 4));
     for (std::int64_t key = 0; key < keys_; key += kKeys, mask.move_keys(kKeys))
       step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_, std::min(kKeys, keys_ - key), mask);
     for (std::int64_t i = 0; i < count; ++i) {
