@@ -33,6 +33,7 @@ TEST_P(Kernels, GiveWhatTheOpsReferenceGives) {
     for (bool packable : {true, false}) {
       if (!packable && stored != dtype) continue;
       for (bool reversed : {false, true}) {
+        if (reversed && stored != dtype) continue;
         SCOPED_TRACE(fmt::format("weights stored as {}, {}packable, inputs {}", name_of(stored), packable ? "" : "not ", reversed ? "reversed" : "row-major"));
         expect_reference(*device, graph, {stored, packable, reversed}, tolerance);
       }
