@@ -20,5 +20,6 @@ NB_MODULE(_core, m) {
 
   comfytp::python::bind_graph(m);
   comfytp::python::bind_engine(m);
+  comfytp::python::bind_programs(m);
   comfytp::python::bind_denoiser(m);
 }

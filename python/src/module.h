@@ -7,6 +7,7 @@ namespace comfytp::python {
 
 void bind_graph(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
+void bind_programs(nanobind::module_& m);
 void bind_denoiser(nanobind::module_& m);
 
 }  // namespace comfytp::python

@@ -1,0 +1,234 @@
+"""Runs a module's calls on the engine: a program for each key, captured once, over one set of weights."""
+
+import contextlib
+import dataclasses
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_unflatten
+
+from .. import Graph
+from . import cache
+from .key import Arguments, arguments_of, content_hash, module_hash
+from .program import Output, Program, import_call
+from .unsupported import Unsupported
+
+# Arguments that stay the same over the steps of a picture; what hangs on them alone runs once.
+PROMPT_INPUTS = r"encoder|context|pooled|text|txt|prompt|clip|caption|attention_mask|_ids|rotary|guidance|(^|\.)y$"
+# Numbers that go with the step: an input, however they are given.
+_STEP = re.compile(r"time|sigma|step|(^|\.)t$")
+_MOST_VARIANTS = 4  # captures that differ in numbers or contents alone
+_PROGRESS_AFTER = 2.0
+
+
+@dataclasses.dataclass
+class Stats:
+    """Counters since the split was made; uploaded_bytes: of weights to devices."""
+
+    captures: int = 0
+    engine_calls: int = 0
+    torch_fallbacks: int = 0
+    uploaded_bytes: int = 0
+
+
+@dataclasses.dataclass
+class Ready:
+    """A program and the engine's form of it."""
+
+    program: Program
+    compiled: Any
+
+
+@dataclasses.dataclass
+class _Variants:
+    """Calls that differ in numbers or in the contents of small tensors alone."""
+
+    numbers: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
+    inputs: set[int] = dataclasses.field(default_factory=set)  # leaves that are numbers and became inputs
+    fixed: set[int] = dataclasses.field(default_factory=set)  # those that cannot
+    contents: bool = False  # what small tensors hold is part of the key
+    captures: int = 0
+
+
+class Calls:
+    """module: is read, never changed. engine: a _core.Programs whose keys are the module's. prompt_inputs: a pattern, or names
+    of arguments, that stay the same over many calls. Calls from several threads take turns while one captures."""
+
+    def __init__(self, module: torch.nn.Module, engine: Any, prompt_inputs: str | Iterable[str] = PROMPT_INPUTS, stats: Stats | None = None) -> None:
+        self.stats = stats or Stats()
+        self.last: Ready | None = None  # what served the last call
+        self._module = module
+        self._engine = engine
+        names = prompt_inputs if isinstance(prompt_inputs, str) else "|".join(rf"(^|\.){re.escape(n)}($|\.)" for n in prompt_inputs)
+        self._prompt = re.compile(names or r"$^")
+        self._ready: dict[Any, Ready | Unsupported] = {}
+        self._variants: dict[Any, _Variants] = {}
+        self._module_hash: str | None = None
+        self._tables: dict[str, str] = {}  # content -> key in the engine
+        self._lock = threading.RLock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's result. Raises Unsupported where the call cannot be captured."""
+        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
+            raise Unsupported("an argument asks for gradients")
+        arguments = arguments_of(self._module.forward, args, kwargs)
+        with self._lock:
+            arguments, ready = self._find(arguments)
+        return self._run(arguments, ready)
+
+    def _run(self, arguments: Arguments, ready: Ready) -> Any:
+        tensors = [arguments.leaves[i] for i in arguments.tensors]
+        inputs = {
+            name: _host(tensor) for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None
+        }
+        device = next((t.device for t in tensors), torch.device("cpu"))
+        leaves, outputs = [], {}
+        for output in ready.program.outputs:
+            if isinstance(output, Output):
+                result = torch.empty(output.shape, dtype=output.dtype)
+                outputs[output.name] = result.reshape(output.shape or (1,))
+                output = result
+            leaves.append(output)
+        self._engine.run(ready.compiled, inputs, outputs)
+        self.stats.engine_calls += 1
+        self.last = ready
+        leaves = [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        return tree_unflatten(leaves, ready.program.out_spec)
+
+    # ---- which program
+
+    def _find(self, arguments: Arguments) -> tuple[Arguments, Ready]:
+        skeleton = arguments.key(without=arguments.numbers)
+        variants = self._variants.setdefault(skeleton, _Variants())
+        self._learn_numbers(arguments, variants)
+        given = arguments
+        while True:
+            arguments = _with_inputs(given, variants.inputs)
+            contents = self._contents(arguments) if variants.contents else {}
+            key = (arguments.key(), tuple((i, content_hash(t)) for i, t in contents.items()))
+            found = self._ready.get(key)
+            if isinstance(found, Ready):
+                return arguments, found
+            if found is not None:
+                raise found
+            if variants.captures >= _MOST_VARIANTS:
+                raise Unsupported(
+                    f"{type(self._module).__name__} has been captured {variants.captures} times for calls that differ in numbers or "
+                    f"contents of {', '.join(self._varying(given, variants))} alone"
+                )
+            try:
+                program = self._program(key, arguments, contents)
+            except Unsupported as error:
+                if variants.inputs - variants.fixed:
+                    variants.fixed |= variants.inputs
+                    variants.inputs = set()
+                elif not variants.contents and self._contents(arguments):
+                    variants.contents = True
+                else:
+                    self._ready[key] = error
+                    raise
+                continue
+            variants.captures += 1
+            self._ready[key] = self._compile(program)
+
+    def _learn_numbers(self, arguments: Arguments, variants: _Variants) -> None:
+        """A number that was another one in an earlier call becomes an input, and one that goes with the step at once."""
+        numbers = tuple(arguments.leaves[i] for i in arguments.numbers)
+        for i in arguments.numbers:
+            if _STEP.search(arguments.names[i]) and i not in variants.fixed:
+                variants.inputs.add(i)
+        for earlier in variants.numbers:
+            for i, a, b in zip(arguments.numbers, numbers, earlier, strict=True):
+                if a != b and isinstance(a, float) and i not in variants.fixed:
+                    variants.inputs.add(i)
+        if numbers not in variants.numbers and len(variants.numbers) <= _MOST_VARIANTS:
+            variants.numbers.append(numbers)
+
+    def _contents(self, arguments: Arguments) -> dict[int, torch.Tensor]:
+        """Masks, lengths and the like, which code may decide by, by their number among the tensors."""
+        found = {}
+        for number, i in enumerate(arguments.tensors):
+            tensor = arguments.leaves[i]
+            if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex and not _STEP.search(arguments.names[i]):
+                found[number] = tensor
+        return found
+
+    def _varying(self, arguments: Arguments, variants: _Variants) -> list[str]:
+        numbers = [arguments.names[i] for i in arguments.numbers]
+        tensors = [arguments.names[arguments.tensors[n]] for n in self._contents(arguments)] if variants.contents else []
+        return numbers + tensors
+
+    # ---- making one
+
+    def _program(self, key: Any, arguments: Arguments, contents: dict[int, torch.Tensor]) -> Program:
+        if self._module_hash is None:
+            self._module_hash = module_hash(self._module)
+        names = [arguments.names[i] for i in arguments.tensors]
+        varies = ["prompt" if self._prompt.search(name) else "call" for name in names]
+        stored = cache.name_of(self._module_hash, (key, varies))
+        program = cache.load(stored)
+        if program is None:
+            with _progress(f"capturing {type(self._module).__name__}, once for each shape of its inputs"):
+                program = import_call(self._module, arguments.leaves, arguments.spec, names, varies, contents)
+            self.stats.captures += 1
+            cache.save(stored, program)
+        return program
+
+    def _compile(self, program: Program) -> Ready:
+        graph = program.graph
+        renamed: dict[str, str] = {}
+        for key, table in program.tables.items():
+            content = f"{table.dtype} {tuple(table.shape)} {content_hash(table)}"
+            if content not in self._tables:
+                self._tables[content] = f"comfytp.table.{len(self._tables)}"
+                self._engine.add_weights({self._tables[content]: table})
+            renamed[key] = self._tables[content]
+        graph = re.sub(r'key="(table\.\d+)"', lambda m: f'key="{renamed[m[1]]}"', graph)
+        return Ready(program, self._engine.compile(Graph.parse(graph)))
+
+
+def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
+    """Numbers as tensors of rank 0."""
+    leaves = list(arguments.leaves)
+    for i in numbers:
+        leaves[i] = torch.tensor(leaves[i], dtype=torch.float32 if isinstance(leaves[i], float) else torch.int64)
+    return Arguments(leaves, arguments.spec, arguments.names)
+
+
+def _host(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().to("cpu")
+    return tensor if tensor.dim() else tensor.reshape(1)
+
+
+@contextlib.contextmanager
+def _progress(what: str):
+    """A line on stderr when it takes long, and another when it is done."""
+    start = time.monotonic()
+    said = threading.Event()
+
+    def say() -> None:
+        said.set()
+        _write(f"comfytp: {what} …")
+
+    timer = threading.Timer(_PROGRESS_AFTER, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if said.is_set():
+            _write(f"comfytp: … took {time.monotonic() - start:.1f} s")
+
+
+def _write(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+__all__ = ["PROMPT_INPUTS", "Calls", "Ready", "Stats"]

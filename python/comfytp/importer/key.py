@@ -1,0 +1,169 @@
+"""What a captured call depends on: the arguments without the tensors' values, and the module without its weights."""
+
+import hashlib
+import inspect
+import pathlib
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+
+from .unsupported import Unsupported
+
+_FIXED_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
+
+@dataclass
+class Arguments:
+    """A call's arguments as the leaves of (args, kwargs), their tree, and a name for each: "added_cond_kwargs.text_embeds"."""
+
+    leaves: list[Any]
+    spec: Any
+    names: list[str]
+
+    @property
+    def tensors(self) -> list[int]:
+        """The leaves that are tensors."""
+        return [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def numbers(self) -> list[int]:
+        return [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, (int, float)) and not isinstance(leaf, bool)]
+
+    def key(self, without: Iterable[int] = ()) -> tuple[Any, ...]:
+        """Equal for calls that one program serves; without the values of some numbers."""
+        without = set(without)
+        parts: list[Any] = [str(self.spec)]
+        for i, leaf in enumerate(self.leaves):
+            if isinstance(leaf, torch.Tensor):
+                parts.append(("tensor", str(leaf.dtype), tuple(leaf.shape)))
+            elif i in without:
+                parts.append((type(leaf).__name__,))
+            else:
+                parts.append((type(leaf).__name__, repr(leaf)))
+        return tuple(parts)
+
+    def call(self, function: Any) -> Any:
+        args, kwargs = tree_unflatten(self.leaves, self.spec)
+        return function(*args, **kwargs)
+
+
+def arguments_of(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """The same for a call with positional and with named arguments. Raises Unsupported for arguments that are neither tensors
+    nor plain values."""
+    names: list[str] = []
+    try:
+        signature = inspect.signature(forward)
+        bound = signature.bind(*args, **kwargs)
+        args, kwargs = bound.args, bound.kwargs
+        names = [
+            p.name
+            for p in signature.parameters.values()
+            if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) and p.name in bound.arguments
+        ]
+    except (TypeError, ValueError):  # the call itself will say so
+        pass
+    pairs, spec = tree_flatten_with_path((args, dict(kwargs)))
+    leaves, leaf_names = [], []
+    for path, leaf in pairs:
+        name = _name(path, names)
+        if not isinstance(leaf, (torch.Tensor, *_FIXED_TYPES)):
+            raise Unsupported(f"argument {name} is a {type(leaf).__name__}, neither a tensor nor a plain value")
+        leaves.append(leaf)
+        leaf_names.append(name)
+    return Arguments(leaves, spec, leaf_names)
+
+
+def _name(path: tuple[Any, ...], names: list[str]) -> str:
+    parts = [str(getattr(entry, "idx", getattr(entry, "key", getattr(entry, "name", entry)))) for entry in path]
+    if parts[0] == "0":
+        position = int(parts[1])
+        parts[1] = names[position] if position < len(names) else f"arg{position}"
+    return ".".join(parts[1:])
+
+
+def content_hash(tensor: torch.Tensor) -> str:
+    tensor = tensor.detach().to("cpu").contiguous()
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"").hexdigest()
+
+
+def module_hash(module: torch.nn.Module) -> str:
+    """Of everything that the capture of a module's forward depends on but the arguments: its code, its attributes, the shapes
+    of its parameters and the contents of its buffers, and the versions of torch and of the importer."""
+    digest = hashlib.sha256()
+
+    def add(*parts: Any) -> None:
+        digest.update(repr(parts).encode())
+
+    add("torch", torch.__version__)
+    own = pathlib.Path(__file__).parent
+    for file in sorted(own.rglob("*.py")):
+        digest.update(file.read_bytes())
+    add(*sorted(_sources(module)))
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        add(name, tuple(parameter.shape), str(parameter.dtype))
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        add(name, tuple(buffer.shape), str(buffer.dtype), content_hash(buffer))
+    seen: set[int] = set()
+    for name, part in module.named_modules():
+        add(name, _state(part, seen))
+    return digest.hexdigest()
+
+
+def _sources(module: torch.nn.Module) -> list[tuple[str, int, int]]:
+    """The files of all loaded Python modules of the packages that the module's parts come from."""
+    packages = {base.__module__.partition(".")[0] for part in module.modules() for base in type(part).__mro__} - {"torch", "builtins"}
+    found = []
+    for name, loaded in list(sys.modules.items()):
+        file = getattr(loaded, "__file__", None)
+        if name.partition(".")[0] in packages and file:
+            try:
+                stat = pathlib.Path(file).stat()
+            except OSError:
+                continue
+            found.append((name, stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _state(value: Any, seen: set[int]) -> Any:
+    """A picture of an object's plain contents; functions by their code and what they close over."""
+    if isinstance(value, _FIXED_TYPES):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        return ("tensor", str(value.dtype), tuple(value.shape))
+    if id(value) in seen:
+        return "seen"
+    seen.add(id(value))
+    if isinstance(value, torch.nn.Module):
+        own = {k: v for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")}
+        return (_class(value), _state(own, seen))
+    if isinstance(value, Mapping):
+        return [(str(k), _state(v, seen)) for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_state(v, seen) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, types.MethodType):
+        return ("method", _state(value.__func__, seen), _state(value.__self__, seen))
+    if isinstance(value, types.FunctionType):
+        cells = [_state(cell.cell_contents, seen) for cell in value.__closure__ or () if _is_filled(cell)]
+        return (value.__module__, value.__qualname__, value.__code__.co_code.hex(), cells)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return (_class(value), _state(vars(value), seen) if hasattr(value, "__dict__") else "")
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _class(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

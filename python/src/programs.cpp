@@ -1,0 +1,168 @@
+// comfytp._core.Programs: several graphs over one set of weights.
+#include <nanobind/stl/set.h>
+#include <nanobind/stl/string.h>
+
+#include <mutex>
+
+#include "arrays.h"
+#include "base/error.h"
+#include "engine.h"
+#include "interruptible.h"
+#include "module.h"
+
+namespace comfytp::python {
+namespace {
+
+using Tensors = std::map<std::string, weights::TensorInfo, std::less<>>;
+
+// Weights that a Python object reads when they are asked for: tensors() and read(key, starts, stops).
+class Asked final : public weights::Source {
+ public:
+  explicit Asked(nb::object reader) : reader_(new nb::object(std::move(reader)), [](nb::object* object) {
+    const nb::gil_scoped_acquire gil;
+    delete object;
+  }) {
+    for (auto [key, value] : nb::cast<nb::dict>(reader_->attr("tensors")())) {
+      const auto entry = nb::cast<nb::tuple>(value);
+      Shape shape;
+      for (nb::handle size : entry[1]) shape.push_back(nb::cast<std::int64_t>(size));
+      tensors_[nb::cast<std::string>(key)] = {dtype_from_name(nb::cast<std::string>(entry[0])), shape};
+    }
+  }
+  std::string name() const override { return "the module"; }
+  const Tensors& tensors() const override { return tensors_; }
+  void read(std::string_view key, const Box& box, void* out) const override {
+    const auto& stored = info(key);
+    const nb::gil_scoped_acquire gil;
+    Shape starts, stops;
+    for (auto i : box) starts.push_back(i.lo), stops.push_back(i.hi);
+    try {
+      Arrays arrays;
+      const auto part = arrays.read(reader_->attr("read")(std::string(key), to_tuple(starts), to_tuple(stops)), weights::in_quotes(key));
+      require(part.dtype == stored.dtype && part.shape == shape_of(box), "[weights] expected {} of {} as {}{} but got {}{}", to_string(starts),
+              weights::in_quotes(key), name_of(stored.dtype), to_string(shape_of(box)), name_of(part.dtype), to_string(part.shape));
+      copy(part, TensorView::dense(out, stored.dtype, part.shape));
+    } catch (const nb::python_error& error) {
+      fail("[weights] {} cannot be read: {}", weights::in_quotes(key), error.what());
+    }
+  }
+
+ private:
+  std::shared_ptr<nb::object> reader_;
+  Tensors tensors_;
+};
+
+// A set of weights to which more are added while no call runs.
+class Growing final : public weights::Source {
+ public:
+  explicit Growing(std::shared_ptr<const weights::Source> first) { add(std::move(first)); }
+  void add(std::shared_ptr<const weights::Source> source) {
+    for (const auto& [key, info] : source->tensors()) {
+      tensors_[key] = info;
+      from_[key] = source.get();
+    }
+    sources_.push_back(std::move(source));
+  }
+  std::string name() const override { return sources_[0]->name(); }
+  const Tensors& tensors() const override { return tensors_; }
+  void read(std::string_view key, const Box& box, void* out) const override {
+    info(key);
+    from_.find(key)->second->read(key, box, out);
+  }
+
+ private:
+  std::vector<std::shared_ptr<const weights::Source>> sources_;
+  Tensors tensors_;
+  std::map<std::string, const weights::Source*, std::less<>> from_;
+};
+
+struct Handle {
+  std::shared_ptr<runtime::Compiled> compiled;
+};
+
+class Programs {
+ public:
+  Programs(nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement, double timeout) {
+    auto options = options_of(devices, mesh, placement, timeout);
+    const bool asked = nb::hasattr(weights, "tensors") && nb::hasattr(weights, "read");
+    weights_ = std::make_shared<Growing>(asked ? std::make_shared<Asked>(nb::borrow(weights)) : weights_of(weights));
+    const nb::gil_scoped_release release;
+    engine_ = std::make_unique<runtime::Engine>(std::move(options), weights_);
+  }
+  Programs(const Programs&) = delete;
+  ~Programs() {
+    const nb::gil_scoped_release release;
+    engine_.reset();
+    weights_.reset();
+  }
+
+  void add_weights(nb::handle mapping) {
+    auto source = weights_of(mapping);
+    const nb::gil_scoped_release release;
+    const std::lock_guard lock(calls_);
+    weights_->add(std::move(source));
+  }
+  Handle compile(const graph::Graph& graph) {
+    const nb::gil_scoped_release release;
+    const std::lock_guard lock(calls_);
+    graph::verify(graph);
+    return {engine_->compile(graph)};
+  }
+  void load(Handle& handle) {
+    interruptible([&] { engine_->load(*handle.compiled); });
+  }
+  void run(Handle& handle, const nb::dict& inputs, const nb::dict& outputs) {
+    Arrays arrays;
+    const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
+    interruptible([&] { engine_->run(*handle.compiled, in, out); });
+  }
+  void unload() {
+    const nb::gil_scoped_release release;
+    const std::lock_guard lock(calls_);
+    engine_->unload();
+  }
+  void update(const std::set<std::string>& keys) {
+    interruptible([&] { engine_->update(keys); });
+  }
+  void cancel() { engine_->cancel(); }
+  nb::dict report(const Handle& handle) const { return report_of(*engine_, *handle.compiled); }
+  nb::dict stats() const { return stats_of(*engine_); }
+
+ private:
+  void interruptible(const std::function<void()>& work) {
+    run_interruptible(
+        [&] {
+          const std::lock_guard lock(calls_);
+          work();
+        },
+        [&] { engine_->cancel(); });
+  }
+
+  std::mutex calls_;  // adding weights, compiling and running exclude each other
+  std::shared_ptr<Growing> weights_;
+  std::unique_ptr<runtime::Engine> engine_;
+};
+
+}  // namespace
+
+void bind_programs(nb::module_& m) {
+  using namespace nb::literals;
+  nb::class_<Handle>(m, "Compiled", "A graph that Programs prepared for its devices.");
+  nb::class_<Programs>(m, "Programs",
+                       "Several graphs over one set of weights on the devices: what stands behind a module that is captured once a shape.\n\n"
+                       "weights: as Engine's; or an object with tensors() -> {key: (dtype, shape)} and read(key, starts, stops) -> array, which is\n"
+                       "asked for one part of one key at a time, from any thread.")
+      .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, double>(), "weights"_a, "devices"_a, "mesh"_a,
+           "placement"_a, "timeout"_a)
+      .def("add_weights", &Programs::add_weights, "mapping"_a, "Further weights, for graphs to come.")
+      .def("compile", &Programs::compile, "graph"_a, "Partitions and lowers a graph. Raises Error naming the op or the key.")
+      .def("load", &Programs::load, "compiled"_a, "Loads what the graph needs and is not loaded.")
+      .def("unload", &Programs::unload, "Frees the weights and activations of all devices.")
+      .def("update", &Programs::update, "keys"_a, "Reads the loaded parts of these weights again, whose values have changed.")
+      .def("run", &Programs::run, "compiled"_a, "inputs"_a, "outputs"_a, "One call: reads the inputs where they lie and writes to the outputs.")
+      .def("cancel", &Programs::cancel)
+      .def("report", &Programs::report, "compiled"_a)
+      .def("stats", &Programs::stats);
+}
+
+}  // namespace comfytp::python
