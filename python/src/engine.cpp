@@ -118,6 +118,13 @@ void bind_engine(nb::module_& m) {
       .def("report", &Engine::report)
       .def("stats", &Engine::stats);
   m.def(
+      "check_devices",
+      [](const std::string& devices) {
+        const auto specs = backend::parse_devices(devices);
+        for (std::size_t i = 0; i < specs.size(); ++i) backend::open_device(specs[i], static_cast<int>(i), static_cast<int>(specs.size()));
+      },
+      "devices"_a, "Raises Error, naming the devices that exist, when one of the list does not.");
+  m.def(
       "empty", [](const Shape& shape, const std::string& dtype) { return empty(shape, dtype_from_name(dtype)); }, "shape"_a, "dtype"_a,
       "An uninitialised array in host memory that speaks DLPack.");
   m.def(

@@ -10,7 +10,7 @@ namespace comfytp::python {
 
 namespace nb = nanobind;
 
-void run_interruptible(const std::function<void()>& work, const std::function<void()>& cancel) {
+void run_interruptible(const std::function<void()>& work, const std::function<void()>& cancel, const std::function<void()>& watch) {
   constexpr std::chrono::milliseconds kInterval{50};
   std::optional<nb::python_error> interrupted;
   std::exception_ptr failure;
@@ -24,8 +24,11 @@ void run_interruptible(const std::function<void()>& work, const std::function<vo
         continue;
       }
       const nb::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) {
-        interrupted.emplace();
+      try {
+        if (PyErr_CheckSignals() != 0) throw nb::python_error();
+        if (watch) watch();
+      } catch (nb::python_error& error) {
+        interrupted.emplace(std::move(error));
         cancel();
       }
     }

@@ -2,6 +2,7 @@
 #include <nanobind/stl/set.h>
 #include <nanobind/stl/string.h>
 
+#include <atomic>
 #include <mutex>
 
 #include "arrays.h"
@@ -84,6 +85,10 @@ class Programs {
  public:
   Programs(nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement, double timeout) {
     auto options = options_of(devices, mesh, placement, timeout);
+    options.progress = [progress = progress_](std::int64_t done, std::int64_t total) {
+      progress->done = done;
+      progress->total = done < total ? total : 0;
+    };
     const bool asked = nb::hasattr(weights, "tensors") && nb::hasattr(weights, "read");
     weights_ = std::make_shared<Growing>(asked ? std::make_shared<Asked>(nb::borrow(weights)) : weights_of(weights));
     const nb::gil_scoped_release release;
@@ -111,33 +116,40 @@ class Programs {
   void load(Handle& handle) {
     interruptible([&] { engine_->load(*handle.compiled); });
   }
-  void run(Handle& handle, const nb::dict& inputs, const nb::dict& outputs) {
+  void run(Handle& handle, const nb::dict& inputs, const nb::dict& outputs, const nb::object& watch) {
     Arrays arrays;
     const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
-    interruptible([&] { engine_->run(*handle.compiled, in, out); });
+    interruptible([&] { engine_->run(*handle.compiled, in, out); }, watch);
   }
+  nb::tuple loading() const { return nb::make_tuple(progress_->done.load(), progress_->total.load()); }
   void unload() {
     const nb::gil_scoped_release release;
     const std::lock_guard lock(calls_);
     engine_->unload();
   }
-  void update(const std::set<std::string>& keys) {
-    interruptible([&] { engine_->update(keys); });
+  void update(const std::set<std::string>& keys, const nb::object& watch) {
+    interruptible([&] { engine_->update(keys); }, watch);
   }
   void cancel() { engine_->cancel(); }
   nb::dict report(const Handle& handle) const { return report_of(*engine_, *handle.compiled); }
   nb::dict stats() const { return stats_of(*engine_); }
 
  private:
-  void interruptible(const std::function<void()>& work) {
+  struct Progress {
+    std::atomic<std::int64_t> done = 0, total = 0;  // bytes of the load under way; total is 0 when there is none
+  };
+
+  void interruptible(const std::function<void()>& work, const nb::object& watch = nb::none()) {
+    progress_->total = 0;
     run_interruptible(
         [&] {
           const std::lock_guard lock(calls_);
           work();
         },
-        [&] { engine_->cancel(); });
+        [&] { engine_->cancel(); }, watch.is_none() ? std::function<void()>() : [&] { watch(); });
   }
 
+  const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   std::mutex calls_;  // adding weights, compiling and running exclude each other
   std::shared_ptr<Growing> weights_;
   std::unique_ptr<runtime::Engine> engine_;
@@ -158,8 +170,12 @@ void bind_programs(nb::module_& m) {
       .def("compile", &Programs::compile, "graph"_a, "Partitions and lowers a graph. Raises Error naming the op or the key.")
       .def("load", &Programs::load, "compiled"_a, "Loads what the graph needs and is not loaded.")
       .def("unload", &Programs::unload, "Frees the weights and activations of all devices.")
-      .def("update", &Programs::update, "keys"_a, "Reads the loaded parts of these weights again, whose values have changed.")
-      .def("run", &Programs::run, "compiled"_a, "inputs"_a, "outputs"_a, "One call: reads the inputs where they lie and writes to the outputs.")
+      .def("update", &Programs::update, "keys"_a, "watch"_a = nb::none(),
+           "Reads the loaded parts of these weights again, whose values have changed.")
+      .def("run", &Programs::run, "compiled"_a, "inputs"_a, "outputs"_a, "watch"_a = nb::none(),
+           "One call: reads the inputs where they lie and writes to the outputs. watch() is called some twenty times a second on the\n"
+           "calling thread while it runs; what it raises ends the call.")
+      .def("loading", &Programs::loading, "(bytes done, bytes in all) of the load under way; (…, 0) when there is none.")
       .def("cancel", &Programs::cancel)
       .def("report", &Programs::report, "compiled"_a)
       .def("stats", &Programs::stats);
