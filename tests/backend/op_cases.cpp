@@ -168,6 +168,7 @@ void add_attention(std::vector<OpCase>& cases) {
                   attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true), attention("no_size", {1, 1, 3, 0}, 4, 5),
                   masked_attention("shared_keys", {2, 6, 5, 8}, 2, 9, {}, false), masked_attention("added_mask", {2, 4, 35, 8}, 4, 300, {2, 1, 35, 300}, false),
                   masked_attention("seen_keys", {2, 4, 5, 8}, 1, 40, {2, 4, 1, 40}, true), masked_attention("seen_by_query", {2, 2, 34, 8}, 2, 77, {1, 1, 34, 77}, true),
+                  masked_attention("seen_by_few", {2, 2, 34, 8}, 2, 1, {1, 1, 34, 1}, true),
                   matmul("plain", {5, 7}, 6), matmul("batches", {2, 3, 17, 33}, 9), matmul("empty", {2, 0, 3}, 4), matmul("nothing_contracted", {2, 3, 0}, 4)})
     cases.push_back(c);
 }

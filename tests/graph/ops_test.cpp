@@ -170,6 +170,13 @@ const Case kCases[] = {
        %9 = attention(%5, %6, %4, %7) {scale=1.0})",
      {1, 2, 2, 3},
      {1, 2, 3, 2.5, 3.5, 4.5, 1, 2, 3, 2.5, 3.5, 4.5}},
+    {"AttentionWithoutKeys",
+     R"(
+       %5 = constant() {shape=[1,1,2,1], values=[1.0], dtype="f32"}
+       %7 = constant() {shape=[1,1,2,2], values=[1.0,1.0,0.0,0.0], dtype="bool"}
+       %9 = attention(%5, %5, %4, %7) {scale=1.0})",
+     {1, 1, 2, 3},
+     {2.5, 3.5, 4.5, 0, 0, 0}},
     // (1 2 3) has mean 2 and variance 2/3; epsilon 1/3 makes the deviation 1.
     {"LayerNorm", "%9 = layer_norm(%1, %2, %2) {epsilon=0.3333333333333333}", {2, 3}, {0, -1, 4, 0, -1, 4}},
     {"RmsNorm", "%9 = rms_norm(%2, %2) {epsilon=2.0}", {3}, {0.5, 0.5, 2}},

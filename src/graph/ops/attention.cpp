@@ -11,7 +11,7 @@ namespace {
 
 // Inputs: q [n, heads, queries, d], k [n, groups, keys, d], v [n, groups, keys, dv], where groups divides heads and query head
 // h reads group h / (heads / groups) (Ainslie et al. 2023); maybe a mask [n|1, heads|1, queries|1, keys]: bool (false: this key is not
-// seen; a row without any key gives NaN as in torch) or of q's dtype (added to the scores). Attribute: scale.
+// seen; a query that sees no key gives 0, as in torch since 2.5) or of q's dtype (added to the scores). Attribute: scale.
 class Attention final : public Op {
  public:
   std::string_view name() const override { return "attention"; }
@@ -84,6 +84,7 @@ class Attention final : public Op {
           if (in.size() == 4 && op.in[3].dtype != DType::boolean) p[j] += masked(b, i, j);
           top = std::max(top, p[j]);
         }
+        if (top == -std::numeric_limits<double>::infinity()) continue;
         for (auto& x : p) sum += x = std::exp(x - top);
         for (std::int64_t j = 0; j < s; ++j)
           for (std::int64_t c = 0; c < e; ++c) out[0].data[(b * l + i) * e + c] += p[j] / sum * in[2].data[(kv * s + j) * e + c];

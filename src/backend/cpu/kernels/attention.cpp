@@ -233,8 +233,7 @@ class AttentionKernel final : public Kernel {
     for (std::int64_t key = 0; key < keys_; key += kKeys, mask.move_keys(kKeys))
       step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_, std::min(kKeys, keys_ - key), mask);
     for (std::int64_t i = 0; i < count; ++i) {
-      // A query that sees no key gives NaN, as in torch; without any keys there is nothing to add up.
-      const float scale = keys_ == 0 ? 0 : 1 / s.total[i];  // 0 * infinity
+      const float scale = s.total[i] == 0 ? 0 : 1 / s.total[i];  // a query that sees no key gives 0
       for (std::int64_t c = 0; c < e_; ++c) store(y + i * strides_[3][2] + c, s.sum[i * columns_ + c] * scale);
     }
   }
