@@ -23,6 +23,7 @@ _UNARY = {
     "abs": "abs",
     "neg": "neg",
 }
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}
 _COMPARISONS = {"eq": "equal", "ne": "not_equal", "lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal"}
 
 
@@ -41,6 +42,8 @@ def arithmetic(t: Translator, node: torch.fx.Node, op: str, a: Any, b: Any) -> i
     """a op b in the result's dtype. Where torch keeps an operand in more precision than the other has (a number, a tensor of
     rank 0), it is computed in f32."""
     w, dtype = t.writer, t.dtype(node)
+    if isinstance(a, Value) and not isinstance(b, Value) and b == _NEUTRAL.get(op):
+        return w.cast(a, dtype)
     if dtype == "bf16" and any(_finer(t, node.args[i], x) for i, x in enumerate((a, b))):
         return w.cast(w.op(op, t.operand(a, "f32"), t.operand(b, "f32")), dtype)
     return w.op(op, t.operand(a, dtype), t.operand(b, dtype))
