@@ -24,6 +24,11 @@ std::int64_t slice_size(std::int64_t inputs, std::int64_t bytes) {
   return kBlocks;
 }
 
+// The part of `whole` of these sizes that begins with its first element.
+MemoryDesc first_part(const MemoryDesc& whole, const dnnl::memory::dims& sizes) {
+  return whole.submemory_desc(sizes, dnnl::memory::dims(sizes.size(), 0));
+}
+
 }  // namespace
 
 std::int64_t WeightSource::block() const { return packed ? block_of(*packed, 0) : 1; }
@@ -35,7 +40,7 @@ WeightDecoder::WeightDecoder(const Contraction& contraction, const ContractionSi
   part[0] = channels;
   MemoryDesc from, to = target;
   if (source.packed) {
-    from = contraction.as_weights(source.packed->submemory_desc(part, dnnl::memory::dims(part.size(), 0)));
+    from = contraction.as_weights(first_part(*source.packed, part));
     step_ = source.packed->get_strides()[0] / source.block();
   } else {
     const auto window = step_ / part[1];
@@ -47,7 +52,7 @@ WeightDecoder::WeightDecoder(const Contraction& contraction, const ContractionSi
     }
     run_ = part[1] * window;
     from = contraction.as_weights(dense(part, dtype));
-    if (slices_ > 1) to = target.submemory_desc(from.get_dims(), dnnl::memory::dims(from.get_dims().size(), 0));
+    if (slices_ > 1) to = first_part(target, from.get_dims());
     slice_ = work.take(channels * run_ * size_of(dtype));
   }
   target_ = work.take(bytes_of(target));
