@@ -1,0 +1,196 @@
+"""The place where a diffusion model is called, as a module that can be captured."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..importer import Unsupported
+from .patched_weights import PREFIX, as_fp8, is_quantised
+
+# What ComfyUI puts into transformer_options for its own use; models that read some of it name it.
+_COMFYS_OWN = frozenset(
+    ("", "callbacks", "cond_or_uncond", "multigpu_thread_device", "prefetch_dynamic_vbars", "sample_sigmas", "sigmas", "uuids", "wrappers")
+)
+_PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device)
+
+
+class Wanted:
+    """Entries of transformer_options that the model's code was seen to read. Shared with copies of whatever holds it."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __deepcopy__(self, memo: Any) -> "Wanted":
+        return self
+
+
+class Options(dict):
+    """transformer_options with the entries that are known to be read. A look at another one that is there is noted and ends the
+    capture, which is then made again with that entry as a part of its key."""
+
+    def __init__(self, entries: Mapping[str, Any], hidden: frozenset[str], wanted: Wanted) -> None:
+        super().__init__(entries)
+        self._hidden = hidden
+        self._wanted = wanted
+
+    def _look(self, name: Any) -> None:
+        if name in self._hidden and not super().__contains__(name):
+            self._wanted.names.add(name)
+            raise LookupError(f"transformer_options['{name}'] is read")
+
+    def __getitem__(self, name: Any) -> Any:
+        self._look(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: Any) -> bool:
+        self._look(name)
+        return super().__contains__(name)
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        self._look(name)
+        return super().get(name, default)
+
+    def pop(self, name: Any, *default: Any) -> Any:
+        self._look(name)
+        return super().pop(name, *default)
+
+    def setdefault(self, name: Any, default: Any = None) -> Any:
+        self._look(name)
+        return super().setdefault(name, default)
+
+    def __iter__(self) -> Any:
+        self._look_at_all()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._look_at_all()
+        return super().keys()
+
+    def items(self) -> Any:
+        self._look_at_all()
+        return super().items()
+
+    def _look_at_all(self) -> None:
+        """Code that passes everything on reads what other nodes have put there, for all we know."""
+        for name in sorted(self._hidden - _COMFYS_OWN):
+            self._look(name)
+
+    def copy(self) -> "Options":
+        return Options(dict.copy(self), self._hidden, self._wanted)
+
+
+class Site(torch.nn.Module):
+    """model's method `name`, with keys as ComfyUI's patches name them. resized: shapes that patches give to weights. Weights of
+    fp8 are captured as fp8 with their scale, other quantised ones as what they decode to."""
+
+    def __init__(self, model: torch.nn.Module, name: str, resized: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.diffusion_model = model
+        self._name = name
+        self._resized = dict(resized)
+        self.wanted = Wanted()
+
+    def forward(self, *args: Any, options: Mapping[str, Any], hidden: str, **kwargs: Any) -> Any:
+        options = Options(options, frozenset(hidden.split(",")), self.wanted)
+        with _KitchenOpened():
+            return getattr(self.diffusion_model, self._name)(*args, transformer_options=options, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Site":
+        quantised = {name: part for name, part in self.diffusion_model.named_modules() if is_quantised(getattr(part, "weight", None))}
+        site = Site(copy.deepcopy(self.diffusion_model, memo), self._name, self._resized)
+        site.wanted = self.wanted
+        for name, part in quantised.items():
+            _open(site.diffusion_model, name, part)
+        for key, shape in self._resized.items():
+            module, _, name = key.removeprefix(PREFIX).rpartition(".")
+            owner = site.diffusion_model.get_submodule(module)
+            owner._parameters[name] = _parameter(getattr(owner, name).new_empty(shape))
+        return site
+
+
+def split_arguments(original: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """Positional and named arguments without transformer_options, and those."""
+    try:
+        bound = inspect.signature(original).bind(*args, **kwargs)
+    except TypeError as error:
+        raise Unsupported(f"the call does not fit {getattr(original, '__qualname__', original)}: {error}") from error
+    named = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            if value:
+                raise Unsupported(f"{original.__qualname__} takes any number of arguments")
+        else:
+            named[name] = value
+    options = named.pop("transformer_options", None) or {}
+    return (), named, options
+
+
+def visible(options: Mapping[str, Any], wanted: Wanted) -> tuple[dict[str, Any], str]:
+    """The entries that are read, and the names of the others that are there."""
+    there = {name: value for name, value in options.items() if not (value is None or (isinstance(value, (dict, list, tuple)) and not value))}
+    shown = {name: there.pop(name) for name in sorted(wanted.names) if name in there}
+    for name, value in shown.items():
+        if not _is_plain(value):
+            raise Unsupported(f"the model reads transformer_options['{name}'], which is a {type(value).__name__}")
+    return shown, ",".join(sorted(there))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, (str, int)) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+class _KitchenOpened(TorchFunctionMode):
+    """Ops of comfy_kitchen, which a capture would keep closed, as the torch code that the package itself has for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "_qualified_op_name", getattr(func, "__module__", "")).startswith("comfy_kitchen::"):
+            from comfy_kitchen.backends import eager
+
+            func = getattr(eager, func._qualified_op_name.partition("::")[2], func)
+        return func(*args, **(kwargs or {}))
+
+
+# ---- quantised layers
+
+
+class _ScaledLinear(torch.nn.Module):
+    """A linear over fp8 numbers with one scale, which multiplies the sums."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: Any) -> None:
+        super().__init__()
+        self.weight = _parameter(weight)
+        self.weight_scale = _parameter(scale)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        y = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+def _open(model: torch.nn.Module, name: str, part: torch.nn.Module) -> None:
+    """Replaces the copy of a quantised layer by one whose weight has the dtype that devices store."""
+    owner, _, own = name.rpartition(".")
+    made = model.get_submodule(name)
+    fp8 = as_fp8(part.weight)
+    if fp8 and part.weight.dim() == 2:
+        weight = made.weight.new_empty(made.weight.shape, dtype=fp8[0].dtype)
+        scale = made.weight.new_empty((1,), dtype=torch.float32)
+        setattr(model.get_submodule(owner), own, _ScaledLinear(weight, scale, made.bias))
+        return
+    made._full_precision_mm = True  # inputs are not quantised
+    made.layout_type = None
+
+
+def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)

@@ -1,0 +1,71 @@
+"""The two places where a call of the diffusion model is given to the engine."""
+
+import functools
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+
+KEY = "comfytp"
+_WRAPPERS = comfy.patcher_extension.WrappersMP
+
+
+def install(patcher: Any, split: Any) -> None:
+    """Families whose forward calls the DIFFUSION_MODEL wrappers are met there, innermost, so that other nodes' wrappers run
+    around the engine in whatever order the nodes stand. Of the others the forward is swapped for the time of a call."""
+    for kind in (_WRAPPERS.DIFFUSION_MODEL, _WRAPPERS.APPLY_MODEL):
+        patcher.remove_wrappers_with_key(kind, KEY)
+    hooked = calls_wrappers(type(patcher.model.diffusion_model))
+    if hooked:
+        patcher.add_wrapper_with_key(_WRAPPERS.DIFFUSION_MODEL, KEY, functools.partial(_around_forward, split))
+    patcher.add_wrapper_with_key(_WRAPPERS.APPLY_MODEL, KEY, functools.partial(_around_apply_model, split, hooked))
+
+
+def calls_wrappers(model: type) -> bool:
+    """By the names in its code; a forward that calls its base's is what that is."""
+    for base in model.__mro__:
+        if "forward" in vars(base):
+            names = getattr(getattr(vars(base)["forward"], "__code__", None), "co_names", ())
+            if "DIFFUSION_MODEL" in names or not {"super", "forward"} <= set(names):
+                return "DIFFUSION_MODEL" in names
+    return False
+
+
+@torch.compiler.disable
+def _around_forward(split: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    executor.original = functools.partial(split.call, executor.class_obj, executor.original)
+    return executor(*args, **kwargs)
+
+
+@torch.compiler.disable
+def _around_apply_model(split: Any, hooked: bool, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    module = executor.class_obj.diffusion_model
+    # What may never come to the wrappers needs the weights where PyTorch looks for them.
+    if "forward" in vars(module):
+        split.run_plain("another node's forward stands on the model")
+    elif "ar_state" in (kwargs.get("transformer_options") or next((a for a in args if isinstance(a, dict) and "sigmas" in a), {})):
+        split.run_plain("the sampler keeps keys and values between calls")
+    elif not hooked:
+        with _Swapped(split, module):
+            return executor(*args, **kwargs)
+    return executor(*args, **kwargs)
+
+
+class _Swapped:
+    """The engine in the place of a module's forward; the module is as it was while a call runs."""
+
+    def __init__(self, split: Any, module: torch.nn.Module) -> None:
+        self._split, self._module = split, module
+
+    def __enter__(self) -> None:
+        self._module.forward = self
+
+    def __exit__(self, *_: Any) -> None:
+        del self._module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        del self._module.forward
+        try:
+            return self._split.call(self._module, self._module.forward, *args, **kwargs)
+        finally:
+            self._module.forward = self
