@@ -128,6 +128,7 @@ void add_contractions(std::vector<OpCase>& cases) {
                   conv("no_rows", {1, 4, 0, 5}, {8, 4, 3, 3}, {1, 1}, {0, 1, 0, 1}, "bias"),
                   conv("no_samples", {0, 4, 5, 5}, {8, 4, 3, 3}, {1, 1}, {1, 1, 1, 1}),
                   conv("nothing_contracted", {1, 0, 4, 5}, {6, 0, 3, 3}, {1, 1}, {1, 1, 1, 1}, "bias,add"),
+                  conv("many_inputs", {1, 2816, 1, 2}, {64, 2816, 3, 3}, {1, 1}, {1, 1, 1, 1}),
                   conv_of_two_shapes("two_shapes", {1, 16, 16, 16}, {2, 16, 4, 4}, {192, 16, 3, 3}),
                   conv_of_two_shapes("two_shapes_reversed", {2, 16, 4, 4}, {1, 16, 16, 16}, {192, 16, 3, 3}),
                   conv("one_dimension", {2, 16, 11}, {24, 16, 3}, {2}, {1, 0}, "bias,silu"),
