@@ -53,6 +53,23 @@ TEST_F(Normalise, TellsAMergedQkvApartThroughSplitAndTranspose) {
   EXPECT_TRUE(normal.all("slice").empty());
 }
 
+// As in a block whose attention and feed-forward share their last linear.
+TEST_F(Normalise, TellsTheInputsOfALinearApart) {
+  const auto a = b.linear(x, b.weight("a", {5, 4}), "a"), f = b.unary("silu", b.linear(x, b.weight("f", {7, 4}), "f"));
+  g.add_output("y", b.linear(b.concat({a, f}, 2), b.weight("out", {3, 12}), b.weight("bias", {3}), "out"));
+  Graph normal;
+  EXPECT_EQ(ops_after(g, &normal), "linear linear silu linear linear add add");
+  std::vector<Ints> offsets;
+  for (const Node* w : normal.all("weight"))
+    if (w->attrs.text("key") == "out") offsets.push_back(w->attrs.ints("offset"));
+  EXPECT_EQ(offsets, (std::vector<Ints>{{0, 0}, {0, 5}}));
+}
+
+TEST_F(Normalise, LeavesALinearOverConcatenatedInputs) {
+  g.add_output("y", b.linear(b.concat({b.unary("sin", x), b.unary("cos", x)}, 2), b.weight("out", {3, 8}), "out"));
+  EXPECT_EQ(ops_after(g), "sin cos concat linear");
+}
+
 TEST_F(Normalise, TellsSlicesApartThatOverlapOrLeaveGaps) {
   const auto y = b.linear(x, b.weight("w", {12, 4}), "y");
   g.add_output("a", b.slice(y, 2, 0, 5));

@@ -4,7 +4,7 @@
 namespace comfytp::graph {
 
 Graph normalise(const Graph& graph) {
-  constexpr Pass passes[] = {expand_epilogues, simplify_views, fold_constants, share_equal_nodes, split_merged_projections};
+  constexpr Pass passes[] = {expand_epilogues, simplify_views, fold_constants, share_equal_nodes, split_merged_projections, split_concat_inputs};
   constexpr int most_rounds = 32;  // every pass makes a graph smaller or moves slices up, so a few are enough
   Graph result = prune(graph);
   for (int round = 0; round < most_rounds; ++round) {

@@ -16,6 +16,18 @@ bool is_per_channel(const Shape& operand, const Shape& out, std::size_t channel)
   return true;
 }
 
+ValueId part_of(Graph& g, ValueId x, std::size_t dim, std::int64_t start, std::int64_t stop) {
+  const Node node = g.producer(x);
+  if (!is(node, "weight")) return g.add("slice", {x}, {{"dim", static_cast<std::int64_t>(dim)}, {"start", start}, {"stop", stop}});
+  Attrs attrs = node.attrs;
+  Ints offset = attrs.ints("offset"), shape = attrs.ints("shape");
+  offset[dim] += start;
+  shape[dim] = stop - start;
+  attrs.set("offset", offset);
+  attrs.set("shape", shape);
+  return g.add("weight", {}, attrs, node.name);
+}
+
 std::vector<std::vector<int>> readers(const Graph& graph) {
   std::vector<std::vector<int>> result(graph.value_count());
   for (std::size_t i = 0; i < graph.nodes().size(); ++i)

@@ -20,6 +20,8 @@ std::optional<Graph> simplify_views(const Graph& graph);
 std::optional<Graph> fold_constants(const Graph& graph);
 /// A linear or convolution that is only sliced along its output channels becomes one for each slice.
 std::optional<Graph> split_merged_projections(const Graph& graph);
+/// A linear over a concat of channels becomes a sum of linears, so that each part's channels can be cut on their own.
+std::optional<Graph> split_concat_inputs(const Graph& graph);
 
 /// linear or a convolution.
 bool is_projection(const Node& node);
@@ -27,6 +29,9 @@ bool is_projection(const Node& node);
 std::size_t channel_dim(const Graph& graph, const Node& projection);
 /// `operand` broadcasts over all dimensions of `out` but `channel`: a bias, whatever its dimensions of size 1.
 bool is_per_channel(const Shape& operand, const Shape& out, std::size_t channel);
+
+/// [start, stop) of dimension `dim`: a weight is narrowed, anything else sliced.
+ValueId part_of(Graph& g, ValueId x, std::size_t dim, std::int64_t start, std::int64_t stop);
 
 /// Who reads each value: indices of nodes (twice where a node reads it twice), and -1 for an output of the graph.
 std::vector<std::vector<int>> readers(const Graph& graph);

@@ -12,19 +12,6 @@ struct Merged {
   ValueId bias = -1;  ///< added before the slices; -1 if there is none
 };
 
-// [start, stop) of dimension `dim`: a weight is narrowed, anything else sliced.
-ValueId part_of(Graph& g, ValueId x, std::size_t dim, std::int64_t start, std::int64_t stop) {
-  const Node node = g.producer(x);
-  if (!is(node, "weight")) return g.add("slice", {x}, {{"dim", static_cast<std::int64_t>(dim)}, {"start", start}, {"stop", stop}});
-  Attrs attrs = node.attrs;
-  Ints offset = attrs.ints("offset"), shape = attrs.ints("shape");
-  offset[dim] += start;
-  shape[dim] = stop - start;
-  attrs.set("offset", offset);
-  attrs.set("shape", shape);
-  return g.add("weight", {}, attrs, node.name);
-}
-
 }  // namespace
 
 std::optional<Graph> split_merged_projections(const Graph& graph) {
