@@ -94,12 +94,12 @@ TEST_P(EverySplit, TheReportIsWhatGetsAllocated) {
 }
 
 TEST_P(EverySplit, NothingIsAllocatedAfterTheFirstCallOfAShape) {
-  const Graph small = small_unet(2, 4, 4), large = small_unet(2, 12, 10);
+  const Graph small = small_unet(2, 4, 4), large = small_unet(2, 8, 4);
   Fixture f(small, options_for(GetParam().mesh, GetParam().placement));
   f.run_and_compare(small, HostInputs(small));
   f.run_and_compare(large, HostInputs(large));
   const std::int64_t allocations = f.watch.allocations;
-  for (std::uint64_t seed = 1; seed < 4; ++seed) {
+  for (std::uint64_t seed = 1; seed < 3; ++seed) {
     EXPECT_LT(f.run_and_compare(small, HostInputs(small, seed)), 1e-5);
     EXPECT_LT(f.run_and_compare(large, HostInputs(large, seed)), 1e-5);
   }

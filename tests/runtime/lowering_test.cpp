@@ -126,6 +126,28 @@ TEST(Lowering, WhatIsCopiedForTwoReadersIsCopiedOnce) {
   EXPECT_EQ(Lowered(g).count("cast"), 1);
 }
 
+TEST(Lowering, WhatIsKeptOfAPromptIsReadButNotOverwritten) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {4, 4}, DType::f32), p = b.unary("sin", b.input("p", {4, 4}, DType::f32, "prompt"));
+  const auto y = b.graph.add("sub", {p, x});
+  g.add_output("y", b.unary("sin", y));
+  g.add_output("x", x);
+  const Lowered l(g);
+  EXPECT_EQ(l.program.prologue_bytes, 64);
+  expect_sound_places(l.program);
+}
+
+TEST(Lowering, ACopyOfWhatIsKeptOfAPromptIsMadeOncePerPrompt) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.conv2d(b.input("x", {1, 4, 4, 4}, DType::f32), b.weight("k", {4, 4, 3, 3}), -1, 1, 1, "c");
+  g.add_output("y", b.concat({x, b.unary("sin", b.input("p", {1, 4, 4, 4}, DType::f32, "prompt"))}, 1));
+  const Lowered l(g);
+  EXPECT_EQ(l.count("cast", true), 1) << "to the order of what it is joined with";
+  EXPECT_EQ(l.count("cast"), 1) << "the convolution's input";
+}
+
 TEST(Lowering, WeightsAreCastWhereTheKernelDoesNotDecodeThem) {
   Graph g;
   Builder b(g, DType::f32);
@@ -144,8 +166,8 @@ TEST(Lowering, OnlyWeightsWithOneKindOfReaderArePacked) {
   const auto x = b.input("x", {6, 6}, DType::f32);
   const auto alone = b.weight("alone", {6, 6}), viewed = b.weight("viewed", {6, 6}), both = b.weight("both", {6, 6});
   auto v = b.linear(b.linear(x, alone, "a"), alone, "b");
-  v = b.linear(b.linear(v, viewed, "c"), b.transpose(viewed, {1, 0}), "d");
-  g.add_output("y", b.linear(b.add(v, both), both, "e"));
+  v = b.unary("sin", b.linear(b.linear(v, viewed, "c"), b.transpose(viewed, {1, 0}), "d"));
+  g.add_output("y", b.linear(b.mul(v, both), both, "e"));
   const Lowered l(g);
   for (const auto* w : l.program.weights) EXPECT_EQ(w->format.has_value(), w->key == "alone") << w->key;
   EXPECT_EQ(l.program.weights.size(), 3u);
