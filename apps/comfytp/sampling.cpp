@@ -69,8 +69,7 @@ Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int s
   const auto level_of = [&](int i) { return i < steps ? levels[static_cast<std::size_t>(step_of(i))] : 0.0; };
 
   Sampled sampled;
-  auto& latent = sampled.latent;
-  latent = normal(images * channels * pixels, seed, "latent");
+  auto latent = normal(images * channels * pixels, seed, "latent");
   for (float& v : latent) v *= static_cast<float>(level_of(0));
   for (int i = 0; i < steps; ++i) {
     check_interrupt();
@@ -85,6 +84,7 @@ Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int s
     const auto begin = std::chrono::steady_clock::now();
     denoiser.run(rows.inputs(), rows.output_view());
     sampled.step_seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    sampled.outputs.insert(sampled.outputs.end(), rows.output.begin(), rows.output.end());
 
     const auto change = static_cast<float>(level_of(i + 1) - level);
     const auto noise = [&](std::int64_t row, std::int64_t k) {

@@ -25,12 +25,13 @@ class SeededCall {
 };
 
 struct Sampled {
-  std::vector<float> latent;         ///< after the last step
+  std::vector<float> outputs;        ///< of the denoiser in all steps
   std::vector<double> step_seconds;  ///< of each call
 };
 
 /// Euler's method (Karras et al. 2022, algorithm 1 without noise) over the noise schedule of Stable Diffusion, from the
-/// highest noise to none. With an even batch its halves are the two branches of classifier-free guidance.
+/// highest noise to none: a step begins where the one before it ended, so an error in one is carried into all that follow.
+/// With an even batch its halves are the two branches of classifier-free guidance.
 Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed,
                const std::function<void(int done)>& progress);
 

@@ -23,12 +23,12 @@ struct Options {
 
 constexpr std::size_t kChunk = std::size_t{1} << 22;  // elements that are drawn at a time
 
-// The distribution of a tensor's elements: matrices and kernels keep the size of what goes through them, norms are near 1.
+// The distribution of a tensor's elements: matrices and kernels vary as much as torch's initialisation of them, norms are near 1.
 struct Spread {
   float mean = 0, scale = 0;
 };
 Spread spread_of(const std::string& key, const Shape& shape) {
-  if (shape.size() > 1) return {0, 1 / std::sqrt(static_cast<float>(numel(shape) / shape[0]))};
+  if (shape.size() > 1) return {0, 1 / std::sqrt(3 * static_cast<float>(numel(shape) / shape[0]))};
   return key.ends_with(".weight") ? Spread{1, 0.1f} : Spread{0, 0.05f};
 }
 

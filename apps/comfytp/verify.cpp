@@ -53,7 +53,7 @@ Difference difference(const std::vector<float>& a, const std::vector<float>& b) 
 }
 
 struct Outcome {
-  std::vector<float> latent;
+  std::vector<float> outputs;
   double step_seconds = 0;
   std::vector<std::int64_t> weight_bytes;
 };
@@ -68,7 +68,7 @@ Outcome sample_on(const planner::Plan& plan, const Options& options, const std::
   denoiser->engine().load(*compiled);
   Progress sampling(what + ": sampling");
   auto sampled = sample(*denoiser, call, options.steps, options.seed, [&](int done) { sampling(done, options.steps); });
-  return {std::move(sampled.latent), median(sampled.step_seconds), denoiser->engine().stats().allocated_weight_bytes};
+  return {std::move(sampled.outputs), median(sampled.step_seconds), denoiser->engine().stats().allocated_weight_bytes};
 }
 
 int verify(const Options& options) {
@@ -79,7 +79,7 @@ int verify(const Options& options) {
 
   const auto whole = sample_on(one, options, "one device");
   const auto split = sample_on(plan, options, fmt::format("{} devices", plan.devices.size()));
-  const auto d = difference(split.latent, whole.latent);
+  const auto d = difference(split.outputs, whole.outputs);
   const double tolerance = options.tolerance.value_or(options.model.compute_dtype() == DType::bf16 ? 2e-2 : 1e-5);
   const bool passed = d.relative <= tolerance;  // false where it is no number
 
@@ -121,7 +121,7 @@ void add_verify(CLI::App& app, Command& chosen) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   command->add_option("--seed", options->seed, "Of the noise and the text")->capture_default_str();
-  command->add_option("--tolerance", options->tolerance, "Of the relative error after the last step (default 1e-5, bf16 2e-2)")
+  command->add_option("--tolerance", options->tolerance, "Of the relative error of the outputs of all steps (default 1e-5, bf16 2e-2)")
       ->check(CLI::NonNegativeNumber);
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &chosen] { chosen = [options] { return verify(*options); }; });
