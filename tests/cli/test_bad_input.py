@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import SMALL, call_inputs
+from program import SMALL, call_inputs
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import PROGRAM, SMALL, call_inputs
+from program import PROGRAM, SMALL, call_inputs
 from safetensors.numpy import load_file, save_file
 
 TWO = ("--devices", "cpu:0,cpu:1")
