@@ -1,11 +1,10 @@
 #include "options.h"
 
 #include <charconv>
-#include <fstream>
-#include <sstream>
 
 #include "base/error.h"
 #include "base/mapped_file.h"
+#include "interrupt.h"
 #include "weights/checkpoint.h"
 
 namespace comfytp::cli {
@@ -84,7 +83,10 @@ std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan
                                                        std::function<void(std::int64_t, std::int64_t)> progress) const {
   pipeline::DenoiserOptions options;
   options.engine.plan = plan;
-  options.engine.progress = std::move(progress);
+  options.engine.progress = [progress = std::move(progress)](std::int64_t done, std::int64_t total) {
+    check_interrupt();
+    if (progress) progress(done, total);
+  };
   options.heads = heads;
   options.compute = compute_dtype();
   return std::make_unique<pipeline::Denoiser>(weights::open_checkpoint(path_from_utf8(checkpoint)), std::move(options));
