@@ -45,3 +45,15 @@ def nothing_loaded():
 
     comfy.model_management.unload_all_models()
     comfy.model_management.interrupt_current_processing(False)
+
+
+@pytest.fixture
+def on_engine():
+    """Every call of the test runs on the engine."""
+    from comfytp.comfyui import engine_stats
+
+    before = engine_stats()
+    yield
+    after = engine_stats()
+    assert after["engine_calls"] > before["engine_calls"]
+    assert after["torch_fallbacks"] == before["torch_fallbacks"]

@@ -59,6 +59,13 @@ def sdxl(**changes):
     return patcher_of(comfy.model_base.SDXL(_config(comfy.supported_models.SDXL, config)))
 
 
+def sdxl_refiner(**changes):
+    """Of the base's widths, so that both take the same prompts."""
+    config = {**_UNET, "context_dim": 64, "num_head_channels": 16, "use_linear_in_transformer": True, "num_classes": "sequential"}
+    config |= {"adm_in_channels": 1280 + 5 * 256, "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1], **changes}
+    return patcher_of(comfy.model_base.SDXLRefiner(_config(comfy.supported_models.SDXLRefiner, config)))
+
+
 def flux(**changes):
     config = {"image_model": "flux", "in_channels": 16, "patch_size": 2, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48, "hidden_size": 64}
     config |= {"mlp_ratio": 4.0, "num_heads": 4, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 10000, "qkv_bias": True}
@@ -110,7 +117,8 @@ def noise(family, batch=1, seed=7):
 
 def sample(patcher, family, *, steps=3, cfg=4.0, positive=None, negative=None, latent=None, seed=11, batch=1, **more):
     """A few steps with CFG, as KSampler takes them."""
-    start = noise(family, batch)
+    start = more.pop("noise", None)
+    start = noise(family, batch) if start is None else start
     with torch.inference_mode():
         return comfy.sample.sample(
             patcher,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 if typing.TYPE_CHECKING:
     import torch
 
-_ITEM = re.compile(r"(?:(?P<kind>cpu|cuda):)?(?P<index>\d{1,4})(?P<limit>@\d+(?:\.\d+)?(?:KiB|MiB|GiB))?")
+_ITEM = re.compile(r"(?:(?P<kind>cpu|cuda):)?(?P<index>[0-9]{1,4})(?P<limit>@[0-9]+(?:\.[0-9]+)?(?:KiB|MiB|GiB))?")
 _CPU_DEVICES = 64  # the engine's virtual devices
 
 

@@ -103,6 +103,7 @@ class SplitModel:
         finally:
             self._reader.weights = None
         counters.add(engine_calls=1)
+        self._last = calls.last.compiled
         self._tell(patcher, calls.last.compiled, before, after, time.monotonic() - start)
         return result
 
@@ -193,6 +194,14 @@ class SplitModel:
         return sum(weights + activations for name, weights, activations in held if torch_device(name) == device)
 
     # ---- what is told
+
+    def stats(self) -> dict[str, Any]:
+        """The engine's counters, from the first call on: see Engine.stats."""
+        return self._engine.programs.stats()
+
+    def report(self) -> dict[str, Any]:
+        """What the devices hold and do for the last call: see Engine.report."""
+        return self._engine.programs.report(self._last)
 
     def _name(self) -> str:
         model = self._model()

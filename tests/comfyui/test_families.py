@@ -1,0 +1,100 @@
+"""A model of each family, sampled with CFG over several devices, gives what the plain model gives."""
+
+import models
+import pytest
+import torch
+
+from comfytp.comfyui import modes, split_model
+
+TOLERANCE = 1e-4  # of latents after a few steps
+
+
+@pytest.mark.usefixtures("on_engine")
+class TestEveryFamily:
+    @pytest.mark.parametrize("family", list(models.FAMILIES))
+    @pytest.mark.parametrize(("ids", "mode"), [("0,1", "balanced"), ("0,1,2", "balanced"), ("0,1", "fast"), ("1,0", "aggressive")])
+    def test_gives_what_the_plain_model_gives(self, family, ids, mode):
+        plain = models.FAMILIES[family]()
+        expected = models.sample(plain, family)
+        assert models.relative(models.sample(split_model(plain, ids, memory_mode=mode), family), expected) < TOLERANCE
+
+    def test_prompts_of_unequal_lengths(self):
+        for family in ("sd15", "flux"):
+            plain = models.FAMILIES[family]()
+            prompts = {"positive": models.prompt(family, 1, tokens=154), "negative": models.prompt(family, 2, tokens=77)}
+            expected = models.sample(plain, family, **prompts)
+            assert models.relative(models.sample(split_model(plain, "0,1"), family, **prompts), expected) < TOLERANCE
+
+    def test_a_timestep_for_each_frame(self):
+        """Wan with a noise mask over frames gives its model two-dimensional timesteps."""
+        plain = models.wan()
+        frames, tokens = 2, models.noise("wan", 2)
+        t = torch.tensor([[700.0, 0.0], [500.0, 0.0]])
+        context = torch.randn(2, 16, 40, generator=torch.Generator().manual_seed(1))
+        split = split_model(plain, "0,1")
+        with torch.inference_mode():
+            expected = plain.model.diffusion_model(tokens, t, context=context, transformer_options={})
+            got = through_the_node(split, tokens, t, context=context)
+        assert expected.shape[2] == frames and models.relative(got, expected) < TOLERANCE
+
+    def test_sdxl_base_and_refiner_one_after_the_other(self):
+        base, refiner = models.sdxl(), models.sdxl_refiner()
+        prompts = {"positive": models.prompt("sdxl", 1), "negative": models.prompt("sdxl", 2)}
+
+        def both(first, second):
+            latent = models.sample(first, "sdxl", steps=4, last_step=2, force_full_denoise=False, **prompts)
+            return models.sample(second, "sdxl", steps=4, start_step=2, disable_noise=True, latent=latent, **prompts)
+
+        expected = both(base, refiner)
+        assert models.relative(both(split_model(base, "0,1"), split_model(refiner, "0,1")), expected) < TOLERANCE
+
+    def test_other_sizes_and_batches_in_between(self):
+        plain = models.sd15()
+        split = split_model(plain, "0,1")
+        for shape in ((1, 4, 16, 24), (3, 4, 16, 24), (1, 4, 24, 8), (1, 4, 16, 24)):
+            latent = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            expected = models.sample(plain, "sd15", noise=latent, cfg=1.0, steps=2)
+            assert models.relative(models.sample(split, "sd15", noise=latent, cfg=1.0, steps=2), expected) < TOLERANCE
+
+
+def through_the_node(split, x, t, **kwargs):
+    """One call of the diffusion model as a sampler makes it."""
+    import comfy.patcher_extension
+
+    options = {"wrappers": comfy.patcher_extension.copy_nested_dicts(split.wrappers)}
+    split.pre_run()
+    try:
+        return split.model.diffusion_model(x, t, transformer_options=options, **kwargs)
+    finally:
+        split.cleanup()
+
+
+@pytest.mark.parametrize("family", list(models.FAMILIES))
+def test_no_device_holds_the_whole(family):
+    plain = models.FAMILIES[family]()
+    split = split_model(plain, "0,1")
+    models.sample(split, family, steps=1)
+    total = sum(p.nbytes for p in plain.model.diffusion_model.parameters())
+    held = split.split.stats()["allocated_weight_bytes"]
+    assert max(held) <= 0.6 * total and sum(held) <= 1.1 * total
+
+
+def test_the_modes_have_different_plans():
+    plain = models.sd15()
+    total = sum(p.nbytes for p in plain.model.diffusion_model.parameters())
+    held, active, collectives = {}, {}, {}
+    for mode in ("fast", "balanced", "aggressive"):
+        split = split_model(plain, "0,1", memory_mode=mode)
+        models.sample(split, "sd15", steps=1)
+        report = split.split.report()["devices"]
+        held[mode] = max(device["weight_bytes"] for device in report)
+        active[mode] = max(device["activation_bytes"] for device in report)
+        collectives[mode] = set().union(*(device["collectives"] for device in report))
+    assert held["fast"] >= 0.95 * total and held["balanced"] < 0.6 * total and held["aggressive"] < 0.6 * total
+    assert not collectives["fast"] and "all_reduce" in collectives["balanced"] and "fetch_weight" in collectives["aggressive"]
+    assert active["aggressive"] < active["balanced"]
+
+
+def test_fast_mode_stores_whole_weights_only_where_they_fit():
+    assert modes.layout("fast", 2, 1000, 1000).mesh == "batch=2"
+    assert modes.layout("fast", 2, 1001, 1000) == modes.layout("balanced", 2, 1001, 1000)
