@@ -15,7 +15,8 @@ std::int64_t parse_limit(const std::string& text, const std::string& item) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), size);
   const std::string unit(end, text.data() + text.size());
   const int shift = unit == "KiB" ? 10 : unit == "MiB" ? 20 : unit == "GiB" ? 30 : 0;
-  require(error == std::errc() && shift != 0 && size > 0 && size < 1e6, "[devices] expected a limit such as @2GiB or @512MiB but got '{}'", item);
+  require(error == std::errc() && shift != 0 && size > 0 && size < 1e6, "[devices] expected a limit such as @2GiB or @512MiB but got '{}'",
+          item);
   return static_cast<std::int64_t>(size * static_cast<double>(std::int64_t{1} << shift));
 }
 
@@ -51,7 +52,8 @@ std::vector<DeviceSpec> parse_devices(const std::string& list) {
 std::unique_ptr<Device> open_device(const DeviceSpec& spec, int position, int count) {
   const auto here = fmt::format("devices here: cpu:0, cpu:1, … cpu:{}", kCpuDevices - 1);
   require(spec.kind != "cuda", "[devices] '{}': this build has no CUDA backend; {}", spec.name(), here);
-  require(spec.kind == "cpu" && spec.index >= 0 && spec.index < kCpuDevices, "[devices] '{}': there is no such device; {}", spec.name(), here);
+  require(spec.kind == "cpu" && spec.index >= 0 && spec.index < kCpuDevices, "[devices] '{}': there is no such device; {}", spec.name(),
+          here);
   return std::make_unique<cpu::CpuDevice>(spec, position, count);
 }
 

@@ -43,15 +43,20 @@ TEST_P(BadDeviceLists, AreRefusedWithTheReason) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, BadDeviceLists,
-                         testing::Values(std::pair{"", "but got ''"}, std::pair{"cpu:0,,x", "but got '' in 'cpu:0,,x'"}, std::pair{"cpu:0,x", "but got 'x'"},
-                                         std::pair{"cpu:-1", "but got 'cpu:-1'"}, std::pair{"cpu:", "but got 'cpu:'"}, std::pair{"cpu", "but got 'cpu'"},
-                                         std::pair{"cpu:0 ", "but got 'cpu:0 '"}, std::pair{"cpu:1x", "but got 'cpu:1x'"}, std::pair{"npu:0", "but got 'npu:0'"},
-                                         std::pair{"cpu:99999999999", "but got 'cpu:99999999999'"}, std::pair{"cpu:0,cpu:1,cpu:0", "'cpu:0' twice"},
-                                         std::pair{"cpu:0@", "but got 'cpu:0@'"}, std::pair{"cpu:0@2", "such as @2GiB"}, std::pair{"cpu:0@-1GiB", "such as @2GiB"},
+                         testing::Values(std::pair{"", "but got ''"}, std::pair{"cpu:0,,x", "but got '' in 'cpu:0,,x'"},
+                                         std::pair{"cpu:0,x", "but got 'x'"}, std::pair{"cpu:-1", "but got 'cpu:-1'"},
+                                         std::pair{"cpu:", "but got 'cpu:'"}, std::pair{"cpu", "but got 'cpu'"},
+                                         std::pair{"cpu:0 ", "but got 'cpu:0 '"}, std::pair{"cpu:1x", "but got 'cpu:1x'"},
+                                         std::pair{"npu:0", "but got 'npu:0'"}, std::pair{"cpu:99999999999", "but got 'cpu:99999999999'"},
+                                         std::pair{"cpu:0,cpu:1,cpu:0", "'cpu:0' twice"}, std::pair{"cpu:0@", "but got 'cpu:0@'"},
+                                         std::pair{"cpu:0@2", "such as @2GiB"}, std::pair{"cpu:0@-1GiB", "such as @2GiB"},
                                          std::pair{"cpu:0@2GiBs", "such as @2GiB"}, std::pair{"cpu:0@0MiB", "such as @2GiB"}));
 
 TEST(OpenDevice, NamesTheDevicesThatExist) {
-  EXPECT_NE(error_of([] { open_device({"cpu", 64}, 0, 1); }).find("'cpu:64': there is no such device; devices here: cpu:0"), std::string::npos);
+  EXPECT_NE(error_of([] {
+              open_device({"cpu", 64}, 0, 1);
+            }).find("'cpu:64': there is no such device; devices here: cpu:0"),
+            std::string::npos);
   const auto cuda = error_of([] { open_device({"cuda", 7}, 0, 1); });
   EXPECT_NE(cuda.find("'cuda:7': this build has no CUDA backend; devices here: cpu:0"), std::string::npos) << cuda;
 }
@@ -128,8 +133,9 @@ TEST_P(HostCopies, ConvertAndReorderThereAndBack) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, HostCopies,
-                         testing::Values(std::tuple{DType::f32, DType::f32}, std::tuple{DType::f16, DType::f32}, std::tuple{DType::bf16, DType::f32},
-                                         std::tuple{DType::f64, DType::f64}, std::tuple{DType::i64, DType::f32}, std::tuple{DType::u8, DType::u8}));
+                         testing::Values(std::tuple{DType::f32, DType::f32}, std::tuple{DType::f16, DType::f32},
+                                         std::tuple{DType::bf16, DType::f32}, std::tuple{DType::f64, DType::f64},
+                                         std::tuple{DType::i64, DType::f32}, std::tuple{DType::u8, DType::u8}));
 
 }  // namespace
 }  // namespace comfytp::test

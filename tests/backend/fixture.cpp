@@ -40,8 +40,10 @@ std::vector<char> bytes_of(const std::string& name, const Shape& shape, DType dt
   std::vector<char> bytes(static_cast<std::size_t>(numel(shape) * size_of(dtype)));
   const double offset = name.starts_with("offset") ? 100 : 0;
   for (std::int64_t i = 0; i < numel(shape); ++i) {
-    if (dtype == DType::f8_e4m3 || dtype == DType::f8_e5m2) bytes[static_cast<std::size_t>(i)] = static_cast<char>(random_f8(random, dtype));
-    else store_element(bytes.data(), dtype, i, is_float(dtype) ? offset + normal(random) : static_cast<double>(random() % 100));
+    if (dtype == DType::f8_e4m3 || dtype == DType::f8_e5m2)
+      bytes[static_cast<std::size_t>(i)] = static_cast<char>(random_f8(random, dtype));
+    else
+      store_element(bytes.data(), dtype, i, is_float(dtype) ? offset + normal(random) : static_cast<double>(random() % 100));
   }
   return bytes;
 }
@@ -49,11 +51,13 @@ std::vector<char> bytes_of(const std::string& name, const Shape& shape, DType dt
 /// Device memory with a guard behind it.
 class Memory {
  public:
-  Memory(backend::Device& device, std::int64_t bytes) : device_(device), bytes_(bytes), data_(static_cast<unsigned char*>(device.allocate(bytes + kGuard))) {
+  Memory(backend::Device& device, std::int64_t bytes)
+      : device_(device), bytes_(bytes), data_(static_cast<unsigned char*>(device.allocate(bytes + kGuard))) {
     std::memset(data_, kGarbage, static_cast<std::size_t>(bytes + kGuard));
   }
   ~Memory() {
-    EXPECT_TRUE(std::all_of(data_ + bytes_, data_ + bytes_ + kGuard, [](unsigned char c) { return c == kGarbage; })) << "written behind the memory";
+    EXPECT_TRUE(std::all_of(data_ + bytes_, data_ + bytes_ + kGuard, [](unsigned char c) { return c == kGarbage; }))
+        << "written behind the memory";
     device_.release(data_, bytes_ + kGuard);
   }
   Memory(const Memory&) = delete;
@@ -84,7 +88,8 @@ struct Run {
   std::list<graph::Graph> copies;
   std::vector<Launch> launches;
 
-  Run(backend::Device& d, const graph::Graph& g, const Placement& p) : device(d), graph(g), placement(p), operands(g.value_count()), places(g.value_count()) {}
+  Run(backend::Device& d, const graph::Graph& g, const Placement& p)
+      : device(d), graph(g), placement(p), operands(g.value_count()), places(g.value_count()) {}
 
   void* allocate(std::int64_t bytes) { return memories.emplace_back(device, bytes).data(); }
 
@@ -92,9 +97,12 @@ struct Run {
     for (const auto& node : graph.nodes()) {
       const auto op = graph.context(node);
       const auto out = node.outputs[0];
-      if (is(node, "input")) input(node, out);
-      else if (is(node, "weight")) weight(node, out);
-      else launch(node, op);
+      if (is(node, "input"))
+        input(node, out);
+      else if (is(node, "weight"))
+        weight(node, out);
+      else
+        launch(node, op);
     }
     for (auto& w : weights) load(w);
   }
@@ -122,8 +130,10 @@ struct Run {
   void load(backend::WeightBuffer& w) {
     w.data = allocate(w.bytes());
     const auto bytes = bytes_of(w.key, w.shape, w.stored);
-    if (w.format && placement.packable) w.format->pack(bytes.data(), w.data);
-    else if (!bytes.empty()) std::memcpy(w.data, bytes.data(), bytes.size());
+    if (w.format && placement.packable)
+      w.format->pack(bytes.data(), w.data);
+    else if (!bytes.empty())
+      std::memcpy(w.data, bytes.data(), bytes.size());
     EXPECT_TRUE(placement.packable || !w.format) << w.key << " was given a format though it must stay row-major";
   }
 
@@ -157,7 +167,8 @@ struct Run {
 
   void* reorder(const Operand& from, void* place, const Operand& to) {
     auto& copy = copies.emplace_back();
-    copy.add("cast", {graph::Builder(copy, from.type.dtype).input("x", from.type.shape, from.type.dtype)}, {{"dtype", std::string(name_of(from.type.dtype))}});
+    copy.add("cast", {graph::Builder(copy, from.type.dtype).input("x", from.type.shape, from.type.dtype)},
+             {{"dtype", std::string(name_of(from.type.dtype))}});
     Launch launch{nullptr, nullptr, {place}, {allocate(to.type.bytes())}, {from}, {to}};
     launch.kernel = device.compile(copy.nodes().back(), launch.in_operands, launch.out_operands);
     launches.push_back(std::move(launch));
@@ -172,7 +183,9 @@ struct Run {
       Memory workspace(device, l.kernel->workspace_bytes());
       l.kernel->run(inputs, l.out, workspace.data());
     };
-    const auto result = [&] { return std::string(static_cast<const char*>(l.out[0]), static_cast<std::size_t>(l.out_operands[0].type.bytes())); };
+    const auto result = [&] {
+      return std::string(static_cast<const char*>(l.out[0]), static_cast<std::size_t>(l.out_operands[0].type.bytes()));
+    };
     run(l.in);
     const auto first = result();
     run(l.in);
@@ -208,7 +221,9 @@ double relative_error(const graph::RefTensor& a, const graph::RefTensor& b) {
 
 }  // namespace
 
-graph::RefTensor values_of(const std::string& name, const Shape& shape, DType dtype) { return as_reference(bytes_of(name, shape, dtype), shape, dtype); }
+graph::RefTensor values_of(const std::string& name, const Shape& shape, DType dtype) {
+  return as_reference(bytes_of(name, shape, dtype), shape, dtype);
+}
 
 void expect_reference(backend::Device& device, const graph::Graph& graph, const Placement& placement, double tolerance) {
   const auto expected = graph::evaluate(graph, [&](const graph::Node& node) {
@@ -228,7 +243,8 @@ void expect_reference(backend::Device& device, const graph::Graph& graph, const 
   for (const auto& output : graph.outputs()) {
     const auto& type = graph.type(output.value);
     graph::RefTensor actual(type.shape);
-    device.write_to_host(run.places[output.value], type, run.operands[output.value].order, TensorView::dense(actual.data.data(), DType::f64, type.shape));
+    device.write_to_host(run.places[output.value], type, run.operands[output.value].order,
+                         TensorView::dense(actual.data.data(), DType::f64, type.shape));
     const double error = relative_error(actual, expected.at(output.name));
     EXPECT_LE(error, tolerance) << output.name << " " << graph::to_string(type);  // false for NaN too
   }

@@ -21,9 +21,9 @@ std::unique_ptr<backend::Device> open_if_present(const std::string& name);
 
 /// How the graph's leaves lie in memory.
 struct Placement {
-  DType stored = DType::f32;     ///< weights
+  DType stored = DType::f32;  ///< weights
   bool packable = true;
-  bool reversed = false;         ///< inputs: innermost dimension outermost, instead of row-major
+  bool reversed = false;  ///< inputs: innermost dimension outermost, instead of row-major
 };
 
 /// Runs `graph` and expects its outputs, all of them twice with the same bits, in place where the op allows it, within

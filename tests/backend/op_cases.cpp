@@ -35,7 +35,8 @@ OpCase linear(const std::string& name, Shape x, std::int64_t o, const std::strin
           true};
 }
 
-OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "", std::int64_t groups = 1) {
+OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "",
+            std::int64_t groups = 1) {
   const auto spatial = stride.size();
   const auto op = "conv" + std::to_string(spatial) + "d";
   return {op + "_" + name,
@@ -80,7 +81,8 @@ OpCase attention(const std::string& name, Shape q, std::int64_t keys, std::int64
           }};
 }
 
-OpCase group_norm(const std::string& name, Shape x, std::int64_t groups, const std::string& activation = "", const std::string& input_name = "x") {
+OpCase group_norm(const std::string& name, Shape x, std::int64_t groups, const std::string& activation = "",
+                  const std::string& input_name = "x") {
   return {"group_norm_" + name,
           [=](Builder& b) {
             return b.graph.add("group_norm", {input(b, x, input_name), b.weight("weight", {x[1]}), b.weight("bias", {x[1]})},
@@ -90,8 +92,10 @@ OpCase group_norm(const std::string& name, Shape x, std::int64_t groups, const s
 }
 
 OpCase layer_norm(const std::string& name, Shape x, const std::string& input_name = "x") {
-  return {"layer_norm_" + name,
-          [=](Builder& b) { return b.layer_norm(input(b, x, input_name), b.weight("weight", {x.back()}), b.weight("bias", {x.back()}), 1e-5); }, true};
+  return {
+      "layer_norm_" + name,
+      [=](Builder& b) { return b.layer_norm(input(b, x, input_name), b.weight("weight", {x.back()}), b.weight("bias", {x.back()}), 1e-5); },
+      true};
 }
 
 OpCase binary(const std::string& name, const std::string& op, Shape x, Shape y) {
@@ -164,28 +168,38 @@ OpCase matmul(const std::string& name, Shape a, std::int64_t n) {
 }
 
 void add_attention(std::vector<OpCase>& cases) {
-  for (auto& c : {attention("small", {1, 2, 7, 8}, 7, 8), attention("text", {2, 2, 33, 40}, 77, 40, true), attention("several_blocks", {1, 1, 70, 20}, 600, 36),
-                  attention("wide_heads", {1, 2, 5, 160}, 65, 160, true), attention("one_query", {3, 1, 1, 16}, 4, 3), attention("no_keys", {1, 2, 3, 4}, 0, 5),
-                  attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true), attention("no_size", {1, 1, 3, 0}, 4, 5),
-                  masked_attention("shared_keys", {2, 6, 5, 8}, 2, 9, {}, false), masked_attention("added_mask", {2, 4, 35, 8}, 4, 300, {2, 1, 35, 300}, false),
-                  masked_attention("seen_keys", {2, 4, 5, 8}, 1, 40, {2, 4, 1, 40}, true), masked_attention("seen_by_query", {2, 2, 34, 8}, 2, 77, {1, 1, 34, 77}, true),
-                  masked_attention("seen_by_few", {2, 2, 34, 8}, 2, 1, {1, 1, 34, 1}, true),
-                  matmul("plain", {5, 7}, 6), matmul("batches", {2, 3, 17, 33}, 9), matmul("empty", {2, 0, 3}, 4), matmul("nothing_contracted", {2, 3, 0}, 4)})
+  for (auto& c : {attention("small", {1, 2, 7, 8}, 7, 8), attention("text", {2, 2, 33, 40}, 77, 40, true),
+                  attention("several_blocks", {1, 1, 70, 20}, 600, 36), attention("wide_heads", {1, 2, 5, 160}, 65, 160, true),
+                  attention("one_query", {3, 1, 1, 16}, 4, 3), attention("no_keys", {1, 2, 3, 4}, 0, 5),
+                  attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true),
+                  attention("no_size", {1, 1, 3, 0}, 4, 5), masked_attention("shared_keys", {2, 6, 5, 8}, 2, 9, {}, false),
+                  masked_attention("added_mask", {2, 4, 35, 8}, 4, 300, {2, 1, 35, 300}, false),
+                  masked_attention("seen_keys", {2, 4, 5, 8}, 1, 40, {2, 4, 1, 40}, true),
+                  masked_attention("seen_by_query", {2, 2, 34, 8}, 2, 77, {1, 1, 34, 77}, true),
+                  masked_attention("seen_by_few", {2, 2, 34, 8}, 2, 1, {1, 1, 34, 1}, true), matmul("plain", {5, 7}, 6),
+                  matmul("batches", {2, 3, 17, 33}, 9), matmul("empty", {2, 0, 3}, 4), matmul("nothing_contracted", {2, 3, 0}, 4)})
     cases.push_back(c);
 }
 
 void add_norms(std::vector<OpCase>& cases) {
   for (auto& c : {group_norm("plain", {2, 8, 5, 3}, 4), group_norm("silu", {1, 64, 8, 8}, 32, "silu"), group_norm("tokens", {2, 30, 11}, 3),
                   group_norm("vectors", {3, 12}, 2), group_norm("far_from_zero", {2, 32, 16, 16}, 4, "", "offset"),
-                  group_norm("several_blocks", {2, 640, 20, 13}, 32, "silu"), group_norm("no_groups", {2, 0, 3, 3}, 0), group_norm("no_rows", {2, 8, 0, 3}, 4),
-                  layer_norm("plain", {4, 5, 24}), layer_norm("odd", {3, 77}), layer_norm("far_from_zero", {6, 320}, "offset"), layer_norm("no_rows", {0, 8}),
-                  layer_norm("no_channels", {3, 0})})
+                  group_norm("several_blocks", {2, 640, 20, 13}, 32, "silu"), group_norm("no_groups", {2, 0, 3, 3}, 0),
+                  group_norm("no_rows", {2, 8, 0, 3}, 4), layer_norm("plain", {4, 5, 24}), layer_norm("odd", {3, 77}),
+                  layer_norm("far_from_zero", {6, 320}, "offset"), layer_norm("no_rows", {0, 8}), layer_norm("no_channels", {3, 0})})
     cases.push_back(c);
   for (const auto& [name, shape] : {std::pair<std::string, Shape>{"plain", {4, 5, 24}}, {"odd", {3, 77}}, {"no_channels", {3, 0}}})
     cases.push_back({"rms_norm_" + name,
-                     [shape](Builder& b) { return b.graph.add("rms_norm", {input(b, shape), b.weight("weight", {shape.back()})}, {{"epsilon", 1e-5}}); }, true});
-  cases.push_back({"group_moments", [](Builder& b) { return b.graph.add("group_moments", {input(b, {2, 12, 5, 7}, "offset")}, {{"groups", std::int64_t{3}}}); }});
-  cases.push_back({"group_moments_no_rows", [](Builder& b) { return b.graph.add("group_moments", {input(b, {2, 12, 0, 7})}, {{"groups", std::int64_t{3}}}); }});
+                     [shape](Builder& b) {
+                       return b.graph.add("rms_norm", {input(b, shape), b.weight("weight", {shape.back()})}, {{"epsilon", 1e-5}});
+                     },
+                     true});
+  cases.push_back({"group_moments", [](Builder& b) {
+                     return b.graph.add("group_moments", {input(b, {2, 12, 5, 7}, "offset")}, {{"groups", std::int64_t{3}}});
+                   }});
+  cases.push_back({"group_moments_no_rows", [](Builder& b) {
+                     return b.graph.add("group_moments", {input(b, {2, 12, 0, 7})}, {{"groups", std::int64_t{3}}});
+                   }});
   cases.push_back({"row_moments", [](Builder& b) { return b.graph.add("row_moments", {input(b, {2, 3, 50}, "offset")}); }});
   cases.push_back({"row_moments_no_channels", [](Builder& b) { return b.graph.add("row_moments", {input(b, {2, 3, 0})}); }});
   // A part of a normalised set, with the moments of all three parts; one of them is empty.
@@ -217,13 +231,15 @@ void add_norms(std::vector<OpCase>& cases) {
 }
 
 void add_elementwise(std::vector<OpCase>& cases) {
-  for (const std::string op : {"add", "sub", "mul", "div", "maximum", "minimum", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}) {
+  for (const std::string op :
+       {"add", "sub", "mul", "div", "maximum", "minimum", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}) {
     cases.push_back(binary("same", op, {2, 3, 4, 5}, {2, 3, 4, 5}));
     cases.push_back(binary("channels", op, {2, 3, 4, 5}, {3, 1, 1}));
   }
-  for (auto& c : {binary("samples", "add", {2, 6, 4, 5}, {2, 6, 1, 1}), binary("left", "sub", {4, 1}, {2, 3, 4, 5}), binary("scalar", "mul", {7, 9}, {}),
-                  binary("both", "add", {2, 1, 4, 1}, {3, 1, 5}), binary("long_rows", "add", {3, 40000}, {40000}), binary("empty", "add", {2, 0, 3}, {3}),
-                  binary("scalars", "div", {}, {})})
+  for (auto& c :
+       {binary("samples", "add", {2, 6, 4, 5}, {2, 6, 1, 1}), binary("left", "sub", {4, 1}, {2, 3, 4, 5}),
+        binary("scalar", "mul", {7, 9}, {}), binary("both", "add", {2, 1, 4, 1}, {3, 1, 5}),
+        binary("long_rows", "add", {3, 40000}, {40000}), binary("empty", "add", {2, 0, 3}, {3}), binary("scalars", "div", {}, {})})
     cases.push_back(c);
   const auto positive = [](Builder& b, ValueId x) { return b.add(b.unary("abs", x), b.constant({}, {0.125}, b.compute)); };
   for (const std::string op : {"log", "sqrt", "rsqrt"})
@@ -246,39 +262,62 @@ void add_elementwise(std::vector<OpCase>& cases) {
 
 void add_movement(std::vector<OpCase>& cases) {
   for (auto to : {DType::f64, DType::f32, DType::f16, DType::bf16})
-    cases.push_back({"cast_to_" + std::string(name_of(to)), [to](Builder& b) { return b.cast(b.cast(input(b, {3, 37, 41}), DType::f32), to); }});
+    cases.push_back({"cast_to_" + std::string(name_of(to)), [to](Builder& b) {
+                       return b.cast(b.cast(input(b, {3, 37, 41}), DType::f32), to);
+                     }});
   cases.push_back({"cast_integers", [](Builder& b) { return b.cast(b.input("i", {4, 9}, DType::i64), b.compute); }});
-  cases.push_back({"cast_weight", [](Builder& b) { return b.graph.add("cast", {b.weight("w", {32, 48})}, {{"dtype", std::string(name_of(b.compute))}}); }, true});
+  cases.push_back({"cast_weight",
+                   [](Builder& b) {
+                     return b.graph.add("cast", {b.weight("w", {32, 48})}, {{"dtype", std::string(name_of(b.compute))}});
+                   },
+                   true});
   for (const std::string mode : {"constant", "replicate", "circular"})
     cases.push_back({"pad_" + mode, [=](Builder& b) {
                        return b.graph.add("pad", {input(b, {2, 3, 4, 5})},
                                           {{"before", Ints{0, 1, 2, 0}}, {"after", Ints{0, 0, 3, 1}}, {"mode", mode}, {"value", 1.5}});
                      }});
   cases.push_back({"pad_empty", [](Builder& b) {
-                     return b.graph.add("pad", {input(b, {2, 0})}, {{"before", Ints{0, 1}}, {"after", Ints{1, 2}}, {"mode", std::string("constant")}, {"value", -1.0}});
+                     return b.graph.add(
+                         "pad", {input(b, {2, 0})},
+                         {{"before", Ints{0, 1}}, {"after", Ints{1, 2}}, {"mode", std::string("constant")}, {"value", -1.0}});
                    }});
   cases.push_back({"expand", [](Builder& b) { return b.graph.add("expand", {input(b, {3, 1, 5, 1})}, {{"shape", Ints{3, 4, 5, 6}}}); }});
   cases.push_back({"expand_to_nothing", [](Builder& b) { return b.graph.add("expand", {input(b, {3, 1})}, {{"shape", Ints{3, 0}}}); }});
-  for (const auto& [name, dims] : {std::pair<std::string, Ints>{"last", {3}}, {"first", {0}}, {"middle", {1, 2}}, {"apart", {0, 3}}, {"all", {0, 1, 2, 3}}, {"none", {}}})
+  for (const auto& [name, dims] : {std::pair<std::string, Ints>{"last", {3}},
+                                   {"first", {0}},
+                                   {"middle", {1, 2}},
+                                   {"apart", {0, 3}},
+                                   {"all", {0, 1, 2, 3}},
+                                   {"none", {}}})
     for (const std::string op : {"sum", "amax"})
       cases.push_back({op + "_" + name, [=](Builder& b) { return b.graph.add(op, {input(b, {3, 5, 7, 130})}, {{"dims", dims}}); }});
   cases.push_back({"sum_of_nothing", [](Builder& b) { return b.graph.add("sum", {input(b, {3, 0, 2})}, {{"dims", Ints{1}}}); }});
   cases.push_back({"sum_integers", [](Builder& b) { return b.graph.add("sum", {b.input("i", {6, 5}, DType::i32)}, {{"dims", Ints{1}}}); }});
   for (std::int64_t dim : {0, 1, 2})
-    cases.push_back({"softmax_" + std::to_string(dim), [=](Builder& b) { return b.graph.add("softmax", {input(b, {5, 77, 70})}, {{"dim", dim}}); }});
+    cases.push_back({"softmax_" + std::to_string(dim), [=](Builder& b) {
+                       return b.graph.add("softmax", {input(b, {5, 77, 70})}, {{"dim", dim}});
+                     }});
   cases.push_back({"softmax_empty", [](Builder& b) { return b.graph.add("softmax", {input(b, {5, 0, 3})}, {{"dim", std::int64_t{2}}}); }});
   for (std::int64_t dim : {0, 1})
-    cases.push_back({"gather_" + std::to_string(dim), [=](Builder& b) {
+    cases.push_back({"gather_" + std::to_string(dim),
+                     [=](Builder& b) {
                        return b.graph.add("gather", {b.weight("table", {120, 130}), b.input("i", {2, 3}, DType::i64)}, {{"dim", dim}});
-                     }, true});
-  cases.push_back({"gather_shared_with_linear", [](Builder& b) {
+                     },
+                     true});
+  cases.push_back({"gather_shared_with_linear",
+                   [](Builder& b) {
                      const auto table = b.weight("table", {128, 64});
                      return b.linear(b.graph.add("gather", {table, b.input("i", {5}, DType::i32)}, {{"dim", std::int64_t{0}}}), table);
-                   }, true});
-  cases.push_back({"linear_shared_with_gather", [](Builder& b) {
+                   },
+                   true});
+  cases.push_back({"linear_shared_with_gather",
+                   [](Builder& b) {
                      const auto table = b.weight("table", {128, 64}), y = b.linear(input(b, {3, 64}), table);
-                     return b.concat({b.slice(y, 1, 0, 64), b.graph.add("gather", {table, b.input("i", {5}, DType::i32)}, {{"dim", std::int64_t{0}}})}, 0);
-                   }, true});
+                     return b.concat(
+                         {b.slice(y, 1, 0, 64), b.graph.add("gather", {table, b.input("i", {5}, DType::i32)}, {{"dim", std::int64_t{0}}})},
+                         0);
+                   },
+                   true});
   cases.push_back({"constant", [](Builder& b) { return b.constant({2, 3}, {1, -2, 3, 4.5, 0, 6}, b.compute); }});
   cases.push_back({"constant_filled", [](Builder& b) { return b.constant({2, 3, 1}, {0.5}, b.compute); }});
   cases.push_back({"transpose", [](Builder& b) { return b.transpose(input(b, {2, 33, 5, 40}), {3, 0, 2, 1}); }});
@@ -287,7 +326,9 @@ void add_movement(std::vector<OpCase>& cases) {
   cases.push_back({"merge_dims_apart", [](Builder& b) { return b.merge_dims(b.transpose(input(b, {3, 2, 4, 5}), {0, 2, 1, 3}), 1, 2); }});
   cases.push_back({"slice", [](Builder& b) { return b.slice(input(b, {3, 20, 5}), 1, 4, 17); }});
   cases.push_back({"slice_empty", [](Builder& b) { return b.slice(input(b, {3, 20, 5}), 1, 4, 4); }});
-  cases.push_back({"concat", [](Builder& b) { return b.concat({input(b, {2, 3, 4, 5}, "a"), input(b, {2, 0, 4, 5}, "b"), input(b, {2, 7, 4, 5}, "c")}, 1); }});
+  cases.push_back({"concat", [](Builder& b) {
+                     return b.concat({input(b, {2, 3, 4, 5}, "a"), input(b, {2, 0, 4, 5}, "b"), input(b, {2, 7, 4, 5}, "c")}, 1);
+                   }});
   cases.push_back({"concat_empty", [](Builder& b) { return b.concat({input(b, {0, 3}, "a"), input(b, {0, 4}, "b")}, 1); }});
   cases.push_back(upsample("twice", {2, 5, 3, 4}, {3, 4}, {6, 8}, {6, 8}, {0, 0}, {0, 0}));
   cases.push_back(upsample("uneven", {1, 5, 3, 4}, {3, 4}, {5, 11}, {5, 11}, {0, 0}, {0, 0}));

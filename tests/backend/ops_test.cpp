@@ -34,7 +34,8 @@ TEST_P(Kernels, GiveWhatTheOpsReferenceGives) {
       if (!packable && stored != dtype) continue;
       for (bool reversed : {false, true}) {
         if (reversed && stored != dtype) continue;
-        SCOPED_TRACE(fmt::format("weights stored as {}, {}packable, inputs {}", name_of(stored), packable ? "" : "not ", reversed ? "reversed" : "row-major"));
+        SCOPED_TRACE(fmt::format("weights stored as {}, {}packable, inputs {}", name_of(stored), packable ? "" : "not ",
+                                 reversed ? "reversed" : "row-major"));
         expect_reference(*device, graph, {stored, packable, reversed}, tolerance);
       }
     }
@@ -47,7 +48,9 @@ std::string case_name(const testing::TestParamInfo<Kernels::ParamType>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Kernels,
-                         testing::Combine(testing::ValuesIn(kDevices), testing::ValuesIn(op_cases()), testing::Values(DType::f32, DType::bf16)), case_name);
+                         testing::Combine(testing::ValuesIn(kDevices), testing::ValuesIn(op_cases()),
+                                          testing::Values(DType::f32, DType::bf16)),
+                         case_name);
 
 TEST(KernelCases, CoverEveryOpThatComputes) {
   std::set<std::string_view> met;

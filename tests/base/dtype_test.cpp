@@ -28,8 +28,10 @@ TEST_P(Decoding, InBulkGivesWhatOneByOneGives) {
   for (std::int64_t i = 0; i < count; ++i) {
     const double one = load_element(codes, from, i);
     const float value = bulk[static_cast<std::size_t>(i)];
-    if (std::isnan(one)) EXPECT_TRUE(std::isnan(value)) << "code " << i;
-    else EXPECT_TRUE(value == one && std::signbit(value) == std::signbit(one)) << "code " << i << ": " << value << " for " << one;
+    if (std::isnan(one))
+      EXPECT_TRUE(std::isnan(value)) << "code " << i;
+    else
+      EXPECT_TRUE(value == one && std::signbit(value) == std::signbit(one)) << "code " << i << ": " << value << " for " << one;
   }
 }
 
@@ -54,7 +56,8 @@ TEST_P(Rounding, IsToTheNearestAndToEvenInTheMiddle) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Rounding, testing::Values(DType::f16, DType::bf16), [](const auto& info) { return std::string(name_of(info.param)); });
+INSTANTIATE_TEST_SUITE_P(All, Rounding, testing::Values(DType::f16, DType::bf16),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
 
 }  // namespace
 }  // namespace comfytp

@@ -114,10 +114,14 @@ std::int64_t chunk_size(std::int64_t outputs, std::int64_t block, int threads) {
 
 class ChunkedKernel final : public Kernel {
  public:
-  ChunkedKernel(const Site& site, const ContractionSizes& sizes, const Contraction& contraction, const std::vector<std::string>& steps, WeightSource source)
-      : dtype_(site.in[0].type.dtype), rows_(sizes.rows), outputs_(sizes.outputs),
+  ChunkedKernel(const Site& site, const ContractionSizes& sizes, const Contraction& contraction, const std::vector<std::string>& steps,
+                WeightSource source)
+      : dtype_(site.in[0].type.dtype),
+        rows_(sizes.rows),
+        outputs_(sizes.outputs),
         size_(contraction.divisible() ? chunk_size(sizes.outputs, source.block(), site.threads) : sizes.outputs),
-        callers_(size_ < outputs_ ? site.threads : 1), threads_(size_ < outputs_ ? 1 : site.threads),
+        callers_(size_ < outputs_ ? site.threads : 1),
+        threads_(size_ < outputs_ ? 1 : site.threads),
         compiled_(compile(contraction, steps, size_, threads_)),
         decoder_(contraction, sizes, source, dtype_, size_, compiled_.weights(), callers_, threads_, work_) {
     const auto bytes = rows_ * size_ * size_of(dtype_);
@@ -174,7 +178,7 @@ class ChunkedKernel final : public Kernel {
   std::int64_t rows_, outputs_, size_;
   int callers_, threads_;  ///< threads that run chunks at once, each alone; where there is but one chunk, all threads run it
   Compiled compiled_;
-  Workspace work_;         ///< of one caller
+  Workspace work_;  ///< of one caller
   WeightDecoder decoder_;
   std::int64_t result_ = 0, scratchpad_ = 0;
   std::vector<std::int64_t> slices_;
@@ -188,8 +192,10 @@ class EmptyKernel final : public Kernel {
 
 class Matmul final : public Contraction {
  public:
-  Matmul(DType dtype, std::int64_t rows, const Shape& weight) : dtype_(dtype), rows_(rows), inner_(numel(weight) / weight[0]), weight_(weight) {}
-  dnnl::primitive_desc primitive(std::int64_t o, const MemoryDesc& weights, const MemoryDesc& bias, const dnnl::primitive_attr& attr) const override {
+  Matmul(DType dtype, std::int64_t rows, const Shape& weight)
+      : dtype_(dtype), rows_(rows), inner_(numel(weight) / weight[0]), weight_(weight) {}
+  dnnl::primitive_desc primitive(std::int64_t o, const MemoryDesc& weights, const MemoryDesc& bias,
+                                 const dnnl::primitive_attr& attr) const override {
     const auto x = dense({rows_, inner_}, dtype_);
     if (bias) return dnnl::matmul::primitive_desc(engine(), x, weights, bias, result(o), attr);
     return dnnl::matmul::primitive_desc(engine(), x, weights, result(o), attr);
@@ -215,7 +221,8 @@ class Matmul final : public Contraction {
 };
 
 // A layout for the whole weight that takes no more bytes than the row-major one, with its primitive; null if there is none.
-std::unique_ptr<Compiled> pack(const Contraction& contraction, const std::vector<std::string>& steps, const ContractionSizes& sizes, std::int64_t bytes) {
+std::unique_ptr<Compiled> pack(const Contraction& contraction, const std::vector<std::string>& steps, const ContractionSizes& sizes,
+                               std::int64_t bytes) {
   for (const auto& candidate : contraction.candidates(sizes.outputs)) {
     auto compiled = std::make_unique<Compiled>(contraction, steps, sizes.outputs, candidate);
     if (compiled->fast() && bytes_of(compiled->weights()) == bytes) return compiled;

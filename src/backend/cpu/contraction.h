@@ -16,7 +16,8 @@ class Contraction {
  public:
   virtual ~Contraction() = default;
   /// `attr` holds the post-ops; `bias` is empty where there is none.
-  virtual dnnl::primitive_desc primitive(std::int64_t o, const MemoryDesc& weights, const MemoryDesc& bias, const dnnl::primitive_attr& attr) const = 0;
+  virtual dnnl::primitive_desc primitive(std::int64_t o, const MemoryDesc& weights, const MemoryDesc& bias,
+                                         const dnnl::primitive_attr& attr) const = 0;
   /// Operands of the epilogue: one value a channel (as bias argument, as post-op), one an element of the result.
   virtual MemoryDesc bias(std::int64_t o) const = 0;
   virtual MemoryDesc channels(std::int64_t o) const = 0;
@@ -35,11 +36,11 @@ class Contraction {
 
 /// The sizes all contractions have.
 struct ContractionSizes {
-  std::int64_t rows = 0;     ///< elements of the result for each output channel, which is innermost
+  std::int64_t rows = 0;  ///< elements of the result for each output channel, which is innermost
   std::int64_t outputs = 0;
-  Shape weight;              ///< [o, ..], never empty: where nothing is contracted, one zero is
-  Shape source;              ///< of x, the same
-  bool zero = false;         ///< nothing is contracted: x and w are that zero
+  Shape weight;       ///< [o, ..], never empty: where nothing is contracted, one zero is
+  Shape source;       ///< of x, the same
+  bool zero = false;  ///< nothing is contracted: x and w are that zero
 };
 
 std::unique_ptr<Kernel> make_contraction(const Site& site, const ContractionSizes& sizes, std::shared_ptr<const Contraction> contraction);

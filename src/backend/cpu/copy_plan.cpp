@@ -53,8 +53,10 @@ CopyPlan::CopyPlan(const Shape& shape, DType from, const Shape& from_strides, DT
 
 void CopyPlan::run(const void* source, void* target) const {
   if (empty_) return;
-  if (across_.size > 1) tiles(static_cast<const char*>(source), static_cast<char*>(target));
-  else rows(static_cast<const char*>(source), static_cast<char*>(target));
+  if (across_.size > 1)
+    tiles(static_cast<const char*>(source), static_cast<char*>(target));
+  else
+    rows(static_cast<const char*>(source), static_cast<char*>(target));
 }
 
 void CopyPlan::offsets(std::int64_t index, std::int64_t& from, std::int64_t& to) const {

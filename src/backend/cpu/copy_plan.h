@@ -29,8 +29,10 @@ std::vector<Loop<kOperands>> nest(const Shape& shape, const graph::Order& order,
       loop.step[k] = strides[k][d];
       merges = merges && loops.back().step[k] == loop.step[k] * loop.size;
     }
-    if (merges) loop.size *= loops.back().size, loops.back() = loop;
-    else loops.push_back(loop);
+    if (merges)
+      loop.size *= loops.back().size, loops.back() = loop;
+    else
+      loops.push_back(loop);
   }
   if (loops.empty()) loops.emplace_back();
   return loops;
@@ -48,9 +50,9 @@ class CopyPlan {
   void offsets(std::int64_t index, std::int64_t& from, std::int64_t& to) const;
 
   DType from_, to_;
-  std::vector<Loop<2>> outer_;   ///< all but the loops below
-  Loop<2> inner_;                ///< contiguous in the target
-  Loop<2> across_;               ///< contiguous in the source, where inner_ is not
+  std::vector<Loop<2>> outer_;  ///< all but the loops below
+  Loop<2> inner_;               ///< contiguous in the target
+  Loop<2> across_;              ///< contiguous in the source, where inner_ is not
   std::int64_t outer_size_ = 1;
   bool empty_ = false;
 };

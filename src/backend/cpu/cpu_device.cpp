@@ -39,6 +39,9 @@ CpuDevice::CpuDevice(DeviceSpec spec, int position, int count) : spec_(std::move
   threads_ = kOneThread ? 1 : static_cast<int>(cores_.size());
 }
 
+// Between two parallel regions libgomp's threads spin for a few milliseconds, then sleep (OMP_WAIT_POLICY=passive: at once); with
+// more devices than cores, and so one thread each, there are no regions. Where torch has brought its own libgomp, all this holds
+// for that one: the thread counts set here are the calling thread's alone.
 void CpuDevice::attach() {
   bind_thread(cores_);  // before the first parallel region: OpenMP's threads inherit it
   omp_set_num_threads(threads_);
@@ -61,14 +64,14 @@ void CpuDevice::expect_compute(DType dtype) const {
   if (dtype == DType::f32) return;
   require(dtype == DType::bf16, "[devices] {} computes in f32 or bf16 but not in {}", spec_.name(), name_of(dtype));
   const auto isa = dnnl::get_effective_cpu_isa();
-  const bool has = isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_fp16 || isa == dnnl::cpu_isa::avx512_core_amx ||
-                   isa == dnnl::cpu_isa::avx512_core_amx_fp16;
+  const bool has = isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_fp16 ||
+                   isa == dnnl::cpu_isa::avx512_core_amx || isa == dnnl::cpu_isa::avx512_core_amx_fp16;
   require(has, "[devices] {} cannot compute in bf16: this processor has neither AVX512-BF16 nor AMX; use f32", spec_.name());
 }
 
 void* CpuDevice::allocate(std::int64_t bytes) {
-  require(spec_.limit_bytes == 0 || allocated_ + bytes <= spec_.limit_bytes, "[memory] {} needs {} bytes more, has {} in use and a limit of {}",
-          spec_.name(), bytes, allocated_, spec_.limit_bytes);
+  require(spec_.limit_bytes == 0 || allocated_ + bytes <= spec_.limit_bytes,
+          "[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_, spec_.limit_bytes);
   void* memory = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
   require(memory, "[memory] {} needs {} bytes more, has {} in use and got none from the system", spec_.name(), bytes, allocated_);
   allocated_ += bytes;

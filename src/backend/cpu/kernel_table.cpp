@@ -23,7 +23,8 @@ const KernelEntry* find_kernel(std::string_view op) {
 }
 
 void expect_real(const Site& site, DType dtype) {
-  require(dtype == DType::f32 || dtype == DType::bf16, "[{}] expected f32 or bf16 on the CPU but got {}", site.node.op->name(), name_of(dtype));
+  require(dtype == DType::f32 || dtype == DType::bf16, "[{}] expected f32 or bf16 on the CPU but got {}", site.node.op->name(),
+          name_of(dtype));
 }
 
 }  // namespace comfytp::backend::cpu

@@ -18,10 +18,14 @@ dnnl::stream& stream() {
 
 dnnl::memory::data_type onednn_type(DType dtype) {
   switch (dtype) {
-    case DType::f32: return dnnl::memory::data_type::f32;
-    case DType::bf16: return dnnl::memory::data_type::bf16;
-    case DType::f16: return dnnl::memory::data_type::f16;
-    default: fail("[cpu] expected f32, bf16 or f16 but got {}", name_of(dtype));
+    case DType::f32:
+      return dnnl::memory::data_type::f32;
+    case DType::bf16:
+      return dnnl::memory::data_type::bf16;
+    case DType::f16:
+      return dnnl::memory::data_type::f16;
+    default:
+      fail("[cpu] expected f32, bf16 or f16 but got {}", name_of(dtype));
   }
 }
 

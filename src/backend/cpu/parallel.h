@@ -17,7 +17,7 @@ void parallel(std::int64_t count, std::int64_t grain, const Body& body) {
     if (count > 0) body(std::int64_t{0}, count, 0);
     return;
   }
-#pragma omp parallel num_threads(static_cast<int>(parts))
+#pragma omp parallel num_threads(static_cast <int>(parts))
   {
     const std::int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
     const std::int64_t begin = count * thread / team, end = count * (thread + 1) / team;

@@ -61,6 +61,8 @@ CTP_INLINE float gelu_of(float x) {
   const float tail = 0.5f * p * exp_of(-z * z);  // Phi(-|x|)
   return x * (x < 0 ? tail : 1.0f - tail);
 }
-CTP_INLINE float gelu_tanh_of(float x) { return x * sigmoid_of(1.59576912f * (x + 0.044715f * x * x * x)); }  // (1 + tanh(z)) / 2 = sigmoid(2z)
+CTP_INLINE float gelu_tanh_of(float x) {
+  return x * sigmoid_of(1.59576912f * (x + 0.044715f * x * x * x));
+}  // (1 + tanh(z)) / 2 = sigmoid(2z)
 
 }  // namespace comfytp::backend::cpu

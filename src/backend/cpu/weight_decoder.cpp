@@ -33,8 +33,8 @@ MemoryDesc first_part(const MemoryDesc& whole, const dnnl::memory::dims& sizes) 
 
 std::int64_t WeightSource::block() const { return packed ? block_of(*packed, 0) : 1; }
 
-WeightDecoder::WeightDecoder(const Contraction& contraction, const ContractionSizes& sizes, const WeightSource& source, DType dtype, std::int64_t channels,
-                             const MemoryDesc& target, int callers, int threads, Workspace& work)
+WeightDecoder::WeightDecoder(const Contraction& contraction, const ContractionSizes& sizes, const WeightSource& source, DType dtype,
+                             std::int64_t channels, const MemoryDesc& target, int callers, int threads, Workspace& work)
     : source_(source), dtype_(dtype), channels_(channels), threads_(threads), step_(numel(sizes.weight) / sizes.outputs) {
   Shape part = sizes.weight;
   part[0] = channels;
@@ -62,7 +62,8 @@ WeightDecoder::WeightDecoder(const Contraction& contraction, const ContractionSi
   desc_ = dnnl::reorder::primitive_desc(engine(), from, engine(), to, attr);
   scratchpad_ = work.take(bytes_of(desc_.scratchpad_desc()));
   for (int c = 0; c < callers; ++c)
-    args_.push_back({{DNNL_ARG_FROM, unplaced(from)}, {DNNL_ARG_TO, unplaced(to)}, {DNNL_ARG_SCRATCHPAD, unplaced(desc_.scratchpad_desc())}});
+    args_.push_back(
+        {{DNNL_ARG_FROM, unplaced(from)}, {DNNL_ARG_TO, unplaced(to)}, {DNNL_ARG_SCRATCHPAD, unplaced(desc_.scratchpad_desc())}});
 }
 
 void WeightDecoder::make() {
@@ -93,8 +94,10 @@ void WeightDecoder::convert_slice(const char* from, char* to) const {
     for (std::int64_t c = begin; c < end; ++c)
       convert(from + c * step_ * size_of(source_.stored), source_.stored, to + c * run_ * size_of(dtype_), dtype_, run_);
   };
-  if (threads_ == 1) channels(0, channels_, 0);
-  else parallel(channels_, row_grain(run_), channels);
+  if (threads_ == 1)
+    channels(0, channels_, 0);
+  else
+    parallel(channels_, row_grain(run_), channels);
 }
 
 }  // namespace comfytp::backend::cpu

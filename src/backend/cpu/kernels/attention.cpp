@@ -26,8 +26,10 @@ CTP_INLINE void tile(const float* a, std::int64_t a_step, const float* b, std::i
   Vector sum[kTileRows][kVectors];
   for (int r = 0; r < kTileRows; ++r)
     for (int v = 0; v < kVectors; ++v) {
-      if constexpr (kAccumulate) std::memcpy(&sum[r][v], c + r * c_step + 16 * v, sizeof(Vector));
-      else sum[r][v] = Vector{};
+      if constexpr (kAccumulate)
+        std::memcpy(&sum[r][v], c + r * c_step + 16 * v, sizeof(Vector));
+      else
+        sum[r][v] = Vector{};
     }
   for (std::int64_t i = 0; i < inner; ++i) {
     Vector column[kVectors];
@@ -41,14 +43,16 @@ CTP_INLINE void tile(const float* a, std::int64_t a_step, const float* b, std::i
 
 // c [rows, columns] (+)= a [rows, inner] b; b in panels that lie `panel_step` apart; rows are a multiple of kTileRows.
 template <int kTileRows, int kVectors, bool kAccumulate>
-CTP_INLINE void product(const float* a, std::int64_t rows, std::int64_t a_step, const float* b, std::int64_t panel_step, std::int64_t inner, float* c, std::int64_t c_step,
-                        std::int64_t columns) {
+CTP_INLINE void product(const float* a, std::int64_t rows, std::int64_t a_step, const float* b, std::int64_t panel_step, std::int64_t inner,
+                        float* c, std::int64_t c_step, std::int64_t columns) {
   for (std::int64_t j = 0; j < columns; j += 16 * kVectors) {
     const float* panel = b + j / kPanel * panel_step + j % kPanel;
     const bool narrow = kVectors > 1 && columns - j < 16 * kVectors;
     for (std::int64_t r = 0; r < rows; r += kTileRows) {
-      if (narrow) tile<kTileRows, 1, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
-      else tile<kTileRows, kVectors, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
+      if (narrow)
+        tile<kTileRows, 1, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
+      else
+        tile<kTileRows, kVectors, kAccumulate>(a + r * a_step, a_step, panel, inner, c + r * c_step + j, c_step);
     }
   }
 }
@@ -88,8 +92,8 @@ CTP_INLINE void apply(const Mask& mask, std::int64_t query, float* scores, std::
 }
 
 template <int kTileRows, int kVectors>
-CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns, std::int64_t count,
-                     const Mask& mask) {
+CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
+                     std::int64_t count, const Mask& mask) {
   const std::int64_t padded = (count + 15) / 16 * 16;
   product<kTileRows, kVectors, false>(s.query, s.rows, d, keys, d * kPanel, d, s.scores, kKeys, padded);
   for (std::int64_t q = 0; q < s.rows; ++q) {
@@ -119,12 +123,12 @@ CTP_INLINE void step(const Block& s, const float* keys, std::int64_t d, const fl
 }
 
 // 16 accumulators of 512 bits where there are 32 registers of that size, 4 of 512 (8 of 256) bits elsewhere.
-CTP_CLONES void wide_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
-                          std::int64_t count, const Mask& mask) {
+CTP_CLONES void wide_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel,
+                          std::int64_t columns, std::int64_t count, const Mask& mask) {
   step<kRows, 2>(s, keys, d, values, value_panel, columns, count, mask);
 }
-CTP_CLONES void narrow_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel, std::int64_t columns,
-                            std::int64_t count, const Mask& mask) {
+CTP_CLONES void narrow_step(const Block& s, const float* keys, std::int64_t d, const float* values, std::int64_t value_panel,
+                            std::int64_t columns, std::int64_t count, const Mask& mask) {
   step<kRows / 2, 1>(s, keys, d, values, value_panel, columns, count, mask);
 }
 bool has_wide_registers() {
@@ -179,7 +183,8 @@ class AttentionKernel final : public Kernel {
         const auto job = i / blocks, first = i % blocks * kQueries;
         if (job != std::exchange(packed, job)) pack(k + offset(1, job), v + offset(2, job), work);
         const Mask mask = in.size() == 4 ? mask_of(in[3], job, first) : Mask{};
-        block(q + offset(0, job) + first * strides_[0][2], y + offset(3, job) + first * strides_[3][2], std::min(kQueries, queries_ - first), mask, work);
+        block(q + offset(0, job) + first * strides_[0][2], y + offset(3, job) + first * strides_[3][2],
+              std::min(kQueries, queries_ - first), mask, work);
       }
     });
   }
@@ -196,13 +201,17 @@ class AttentionKernel final : public Kernel {
     return job / heads_ * strides_[operand][0] + head * strides_[operand][1];
   }
   Mask mask_of(const void* data, std::int64_t job, std::int64_t first) const {
-    const auto* from = static_cast<const char*>(data) + (job / heads_ * mask_strides_[0] + job % heads_ * mask_strides_[1] + first * mask_strides_[2]) * mask_element_;
+    const auto* from = static_cast<const char*>(data) +
+                       (job / heads_ * mask_strides_[0] + job % heads_ * mask_strides_[1] + first * mask_strides_[2]) * mask_element_;
     Mask mask;
     mask.step = mask_strides_[2];
     mask.last = queries_ - first - 1;
-    if (mask_seen_) mask.seen = reinterpret_cast<const std::uint8_t*>(from);
-    else if (mask_element_ == 4) mask.added = reinterpret_cast<const float*>(from);
-    else mask.added_bf16 = reinterpret_cast<const Bf16*>(from);
+    if (mask_seen_)
+      mask.seen = reinterpret_cast<const std::uint8_t*>(from);
+    else if (mask_element_ == 4)
+      mask.added = reinterpret_cast<const float*>(from);
+    else
+      mask.added_bf16 = reinterpret_cast<const Bf16*>(from);
     return mask;
   }
 
@@ -223,7 +232,12 @@ class AttentionKernel final : public Kernel {
 
   void block(const T* q, T* y, std::int64_t count, Mask mask, void* work) const {
     auto* query = at<float>(work, query_);
-    const Block s{query, at<float>(work, scores_), at<float>(work, sum_), at<float>(work, top_), at<float>(work, top_) + kQueries, (count + kRows - 1) / kRows * kRows};
+    const Block s{query,
+                  at<float>(work, scores_),
+                  at<float>(work, sum_),
+                  at<float>(work, top_),
+                  at<float>(work, top_) + kQueries,
+                  (count + kRows - 1) / kRows * kRows};
     for (std::int64_t i = 0; i < s.rows; ++i) {
       for (std::int64_t c = 0; c < d_; ++c) query[i * d_ + c] = i < count ? load(q[i * strides_[0][2] + c]) * scale_ : 0.0f;
       s.top[i] = -std::numeric_limits<float>::infinity();
@@ -231,7 +245,8 @@ class AttentionKernel final : public Kernel {
     }
     std::memset(s.sum, 0, static_cast<std::size_t>(s.rows * columns_ * 4));
     for (std::int64_t key = 0; key < keys_; key += kKeys, mask.move_keys(kKeys))
-      step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_, std::min(kKeys, keys_ - key), mask);
+      step_(s, at<float>(work, key_panels_) + key * d_, d_, at<float>(work, value_panels_) + key * kPanel, keys_ * kPanel, columns_,
+            std::min(kKeys, keys_ - key), mask);
     for (std::int64_t i = 0; i < count; ++i) {
       const float scale = s.total[i] == 0 ? 0 : 1 / s.total[i];  // a query that sees no key gives 0
       for (std::int64_t c = 0; c < e_; ++c) store(y + i * strides_[3][2] + c, s.sum[i * columns_ + c] * scale);

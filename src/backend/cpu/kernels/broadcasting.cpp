@@ -16,7 +16,7 @@ struct Row {
   std::array<std::int64_t, 3> step;  ///< elements
   void* out;
   std::int64_t count;
-  DType dtype;                       ///< of the operands that are computed with
+  DType dtype;  ///< of the operands that are computed with
 };
 using RowFunction = void (*)(const Row& row);
 
@@ -46,18 +46,28 @@ CTP_INLINE void apply(const Row& r, F function) {
 template <typename F>
 void apply_any(const Row& r, DType to, F function) {
   for (std::int64_t i = 0; i < r.count; ++i)
-    store_element(r.out, to, i, static_cast<double>(function(load_element(r.in[0], r.dtype, i * r.step[0]), load_element(r.in[1], r.dtype, i * r.step[1]))));
+    store_element(
+        r.out, to, i,
+        static_cast<double>(function(load_element(r.in[0], r.dtype, i * r.step[0]), load_element(r.in[1], r.dtype, i * r.step[1]))));
 }
 
-#define COMFYTP_BINARY(NAME, OUT_F32, OUT_BF16, OUT_ANY, VALUE)                                                                    \
-  CTP_CLONES void NAME##_f32(const Row& row) { apply<float, OUT_F32>(row, [](float a, float b) __attribute__((always_inline)) { return VALUE; }); } \
-  CTP_CLONES void NAME##_bf16(const Row& row) { apply<Bf16, OUT_BF16>(row, [](float a, float b) __attribute__((always_inline)) { return VALUE; }); } \
-  void NAME##_any(const Row& row) { apply_any(row, OUT_ANY, [](double a, double b) { return VALUE; }); }
+#define COMFYTP_BINARY(NAME, OUT_F32, OUT_BF16, OUT_ANY, VALUE)                      \
+  CTP_CLONES void NAME##_f32(const Row& row) {                                       \
+    apply<float, OUT_F32>(                                                           \
+        row, [](float a, float b) __attribute__((always_inline)) { return VALUE; }); \
+  }                                                                                  \
+  CTP_CLONES void NAME##_bf16(const Row& row) {                                      \
+    apply<Bf16, OUT_BF16>(                                                           \
+        row, [](float a, float b) __attribute__((always_inline)) { return VALUE; }); \
+  }                                                                                  \
+  void NAME##_any(const Row& row) {                                                  \
+    apply_any(row, OUT_ANY, [](double a, double b) { return VALUE; });               \
+  }
 #define COMFYTP_ARITHMETIC(NAME, VALUE) COMFYTP_BINARY(NAME, float, Bf16, row.dtype, VALUE)
 #define COMFYTP_COMPARISON(NAME, VALUE) COMFYTP_BINARY(NAME, std::uint8_t, std::uint8_t, DType::boolean, VALUE)
 COMFYTP_ARITHMETIC(add, a + b)
 COMFYTP_ARITHMETIC(sub, a - b)
-COMFYTP_ARITHMETIC(mul, a * b)
+COMFYTP_ARITHMETIC(mul, a* b)
 COMFYTP_ARITHMETIC(div, a / b)
 COMFYTP_ARITHMETIC(pow, std::pow(a, b))
 COMFYTP_ARITHMETIC(maximum, a > b ? a : b)
@@ -152,10 +162,10 @@ std::unique_ptr<Kernel> make_where(const Site& site) {
 }
 
 #define COMFYTP_REGISTER(NAME) register_kernel(#NAME, {make<NAME##_f32, NAME##_bf16, NAME##_any>})
-const bool registered = COMFYTP_REGISTER(add) && COMFYTP_REGISTER(sub) && COMFYTP_REGISTER(mul) && COMFYTP_REGISTER(div) && COMFYTP_REGISTER(pow) &&
-                        COMFYTP_REGISTER(maximum) && COMFYTP_REGISTER(minimum) && COMFYTP_REGISTER(equal) && COMFYTP_REGISTER(not_equal) &&
-                        COMFYTP_REGISTER(less) && COMFYTP_REGISTER(less_equal) && COMFYTP_REGISTER(greater) && COMFYTP_REGISTER(greater_equal) &&
-                        register_kernel("where", {make_where});
+const bool registered = COMFYTP_REGISTER(add) && COMFYTP_REGISTER(sub) && COMFYTP_REGISTER(mul) && COMFYTP_REGISTER(div) &&
+                        COMFYTP_REGISTER(pow) && COMFYTP_REGISTER(maximum) && COMFYTP_REGISTER(minimum) && COMFYTP_REGISTER(equal) &&
+                        COMFYTP_REGISTER(not_equal) && COMFYTP_REGISTER(less) && COMFYTP_REGISTER(less_equal) &&
+                        COMFYTP_REGISTER(greater) && COMFYTP_REGISTER(greater_equal) && register_kernel("where", {make_where});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

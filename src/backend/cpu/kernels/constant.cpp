@@ -28,7 +28,8 @@ class ConstantKernel final : public Kernel {
   std::vector<char> bytes_;
 };
 
-const bool registered = register_kernel("constant", {[](const Site& site) -> std::unique_ptr<Kernel> { return std::make_unique<ConstantKernel>(site); }});
+const bool registered =
+    register_kernel("constant", {[](const Site& site) -> std::unique_ptr<Kernel> { return std::make_unique<ConstantKernel>(site); }});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

@@ -16,11 +16,14 @@ class Convolution final : public Contraction {
     before_.assign(padding.begin(), padding.begin() + static_cast<std::ptrdiff_t>(stride_.size()));
     after_.assign(padding.begin() + static_cast<std::ptrdiff_t>(stride_.size()), padding.end());
   }
-  dnnl::primitive_desc primitive(std::int64_t o, const MemoryDesc& weights, const MemoryDesc& bias, const dnnl::primitive_attr& attr) const override {
+  dnnl::primitive_desc primitive(std::int64_t o, const MemoryDesc& weights, const MemoryDesc& bias,
+                                 const dnnl::primitive_attr& attr) const override {
     const auto kind = dnnl::prop_kind::forward_inference;
     const auto algorithm = dnnl::algorithm::convolution_direct;
     const auto x = image(x_);
-    if (bias) return dnnl::convolution_forward::primitive_desc(engine(), kind, algorithm, x, weights, bias, result(o), stride_, before_, after_, attr);
+    if (bias)
+      return dnnl::convolution_forward::primitive_desc(engine(), kind, algorithm, x, weights, bias, result(o), stride_, before_, after_,
+                                                       attr);
     return dnnl::convolution_forward::primitive_desc(engine(), kind, algorithm, x, weights, result(o), stride_, before_, after_, attr);
   }
   MemoryDesc bias(std::int64_t o) const override { return dense({o}, dtype_); }
@@ -40,7 +43,8 @@ class Convolution final : public Contraction {
     const auto dims = weight_dims(o);
     std::vector<MemoryDesc> list = {{dims, onednn_type(dtype_), memory::format_tag::any}};
     if (dtype_ == DType::f32 && dims.size() == 4)
-      for (auto tag : {memory::format_tag::Ohwi64o, memory::format_tag::Ohwi32o, memory::format_tag::Ohwi16o}) list.emplace_back(dims, onednn_type(dtype_), tag);
+      for (auto tag : {memory::format_tag::Ohwi64o, memory::format_tag::Ohwi32o, memory::format_tag::Ohwi16o})
+        list.emplace_back(dims, onednn_type(dtype_), tag);
     return list;
   }
   std::int64_t input_dim() const override { return 1; }
@@ -65,7 +69,9 @@ class Convolution final : public Contraction {
 
 bool pixelwise(const Site& site) {
   const auto &k = site.shape(1), &stride = site.attrs().ints("stride"), &padding = site.attrs().ints("padding");
-  const auto all = [](auto begin, auto end, std::int64_t value) { return std::all_of(begin, end, [=](std::int64_t v) { return v == value; }); };
+  const auto all = [](auto begin, auto end, std::int64_t value) {
+    return std::all_of(begin, end, [=](std::int64_t v) { return v == value; });
+  };
   return all(k.begin() + 2, k.end(), 1) && all(stride.begin(), stride.end(), 1) && all(padding.begin(), padding.end(), 0) &&
          site.attrs().integer_or("groups", 1) == 1;
 }
@@ -89,7 +95,8 @@ std::unique_ptr<Kernel> make(const Site& site) {
   return make_contraction(site, sizes, std::make_shared<Convolution>(dtype, sizes.source, y, sizes.weight, site.attrs()));
 }
 
-const bool registered = register_kernel("conv1d", {make, 1}) && register_kernel("conv2d", {make, 1}) && register_kernel("conv3d", {make, 1});
+const bool registered =
+    register_kernel("conv1d", {make, 1}) && register_kernel("conv2d", {make, 1}) && register_kernel("conv3d", {make, 1});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

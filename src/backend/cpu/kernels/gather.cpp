@@ -12,7 +12,10 @@ namespace {
 class GatherKernel final : public Kernel {
  public:
   explicit GatherKernel(const Site& site)
-      : weight_(site.in[0].weight), stored_(weight_ ? weight_->stored : site.in[0].type.dtype), dtype_(site.out[0].type.dtype), index_(site.in[1].type) {
+      : weight_(site.in[0].weight),
+        stored_(weight_ ? weight_->stored : site.in[0].type.dtype),
+        dtype_(site.out[0].type.dtype),
+        index_(site.in[1].type) {
     const auto dim = static_cast<std::size_t>(site.attrs().integer("dim"));
     const auto& x = site.shape(0);
     size_ = x[dim];
@@ -36,7 +39,8 @@ class GatherKernel final : public Kernel {
         auto row = static_cast<std::int64_t>(load_element(in[1], index_.dtype, i % count));
         row += row < 0 ? size_ : 0;
         char* to = static_cast<char*>(out[0]) + i * inner_ * size_of(dtype_);
-        if (row >= 0 && row < size_) convert(x + (i / count * size_ + row) * inner_ * size_of(stored_), stored_, to, dtype_, inner_);
+        if (row >= 0 && row < size_)
+          convert(x + (i / count * size_ + row) * inner_ * size_of(stored_), stored_, to, dtype_, inner_);
         else
           for (std::int64_t k = 0; k < inner_; ++k) std::memcpy(to + k * size_of(dtype_), outside_.data(), outside_.size());
       }
@@ -51,7 +55,8 @@ class GatherKernel final : public Kernel {
   std::vector<char> outside_;  ///< what an index outside gives
 };
 
-const bool registered = register_kernel("gather", {[](const Site& site) -> std::unique_ptr<Kernel> { return std::make_unique<GatherKernel>(site); }, 0});
+const bool registered =
+    register_kernel("gather", {[](const Site& site) -> std::unique_ptr<Kernel> { return std::make_unique<GatherKernel>(site); }, 0});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

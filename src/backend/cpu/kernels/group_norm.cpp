@@ -27,7 +27,8 @@ CTP_INLINE void channel_sums(const T* x, std::int64_t rows, std::int64_t channel
   }
 }
 template <bool kSilu, typename T>
-CTP_INLINE void normalise(const T* x, T* y, std::int64_t rows, std::int64_t channels, const float* mean, const float* scale, const float* bias) {
+CTP_INLINE void normalise(const T* x, T* y, std::int64_t rows, std::int64_t channels, const float* mean, const float* scale,
+                          const float* bias) {
   for (std::int64_t r = 0; r < rows; ++r)
 #pragma omp simd
     for (std::int64_t c = 0; c < channels; ++c) {
@@ -42,15 +43,19 @@ CTP_CLONES void sums_of(const float* x, std::int64_t rows, std::int64_t channels
 CTP_CLONES void sums_of(const Bf16* x, std::int64_t rows, std::int64_t channels, const float* shift, float* sums, float* squares) {
   channel_sums(x, rows, channels, shift, sums, squares);
 }
-CTP_CLONES void normalise_rows(bool silu, const float* x, float* y, std::int64_t rows, std::int64_t channels, const float* mean, const float* scale,
-                               const float* bias) {
-  if (silu) normalise<true>(x, y, rows, channels, mean, scale, bias);
-  else normalise<false>(x, y, rows, channels, mean, scale, bias);
+CTP_CLONES void normalise_rows(bool silu, const float* x, float* y, std::int64_t rows, std::int64_t channels, const float* mean,
+                               const float* scale, const float* bias) {
+  if (silu)
+    normalise<true>(x, y, rows, channels, mean, scale, bias);
+  else
+    normalise<false>(x, y, rows, channels, mean, scale, bias);
 }
-CTP_CLONES void normalise_rows(bool silu, const Bf16* x, Bf16* y, std::int64_t rows, std::int64_t channels, const float* mean, const float* scale,
-                               const float* bias) {
-  if (silu) normalise<true>(x, y, rows, channels, mean, scale, bias);
-  else normalise<false>(x, y, rows, channels, mean, scale, bias);
+CTP_CLONES void normalise_rows(bool silu, const Bf16* x, Bf16* y, std::int64_t rows, std::int64_t channels, const float* mean,
+                               const float* scale, const float* bias) {
+  if (silu)
+    normalise<true>(x, y, rows, channels, mean, scale, bias);
+  else
+    normalise<false>(x, y, rows, channels, mean, scale, bias);
 }
 
 struct Sizes {
@@ -148,8 +153,10 @@ class GroupNormKernel final : public Kernel {
     const auto* x = static_cast<const T*>(in[0]);
     auto* y = static_cast<T*>(out[0]);
     auto* moments = at<Moments>(workspace, moments_);
-    if (in.size() == 4) merge(static_cast<const float*>(in[3]), moments);
-    else statistics_.run(x, workspace, moments);
+    if (in.size() == 4)
+      merge(static_cast<const float*>(in[3]), moments);
+    else
+      statistics_.run(x, workspace, moments);
 
     auto* table = at<float>(workspace, table_);  // of each sample: mean, scale, bias by channel
     const auto *weight = static_cast<const T*>(in[1]), *bias = static_cast<const T*>(in[2]);
@@ -201,7 +208,8 @@ std::unique_ptr<Kernel> make(const Site& site) {
   return std::make_unique<K<float>>(site);
 }
 
-const bool registered = register_kernel("group_norm", {make<GroupNormKernel>}) && register_kernel("group_moments", {make<GroupMomentsKernel>});
+const bool registered =
+    register_kernel("group_norm", {make<GroupNormKernel>}) && register_kernel("group_moments", {make<GroupMomentsKernel>});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

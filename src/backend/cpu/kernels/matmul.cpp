@@ -16,7 +16,8 @@ class MatmulKernel final : public Kernel {
     const auto batch = numel(Shape(y.begin(), y.end() - 2)), m = y[y.size() - 2], n = y.back();
     dnnl::primitive_attr attr;
     attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    desc_ = dnnl::matmul::primitive_desc(engine(), dense({batch, m, inner_}, dtype), dense({batch, inner_, n}, dtype), dense({batch, m, n}, dtype), attr);
+    desc_ = dnnl::matmul::primitive_desc(engine(), dense({batch, m, inner_}, dtype), dense({batch, inner_, n}, dtype),
+                                         dense({batch, m, n}, dtype), attr);
     args_ = {{DNNL_ARG_SRC, unplaced(desc_.src_desc())},
              {DNNL_ARG_WEIGHTS, unplaced(desc_.weights_desc())},
              {DNNL_ARG_DST, unplaced(desc_.dst_desc())},

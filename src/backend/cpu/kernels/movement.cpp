@@ -60,12 +60,14 @@ Shape split_strides(const Shape& merged, std::size_t dim, const Shape& split) {
 
 std::unique_ptr<Kernel> split_dim(const Site& site) {
   const auto& shape = site.out[0].type.shape;
-  return move_all(site, shape, split_strides(strides(site.in[0]), static_cast<std::size_t>(site.attrs().integer("dim")), shape), strides(site.out[0]));
+  return move_all(site, shape, split_strides(strides(site.in[0]), static_cast<std::size_t>(site.attrs().integer("dim")), shape),
+                  strides(site.out[0]));
 }
 
 std::unique_ptr<Kernel> merge_dims(const Site& site) {
   const auto& shape = site.shape(0);
-  return move_all(site, shape, strides(site.in[0]), split_strides(strides(site.out[0]), static_cast<std::size_t>(site.attrs().integer("dim")), shape));
+  return move_all(site, shape, strides(site.in[0]),
+                  split_strides(strides(site.out[0]), static_cast<std::size_t>(site.attrs().integer("dim")), shape));
 }
 
 std::unique_ptr<Kernel> slice(const Site& site) {
@@ -153,9 +155,10 @@ std::unique_ptr<Kernel> pad(const Site& site) {
   return std::make_unique<MovementKernel>(std::move(moves), std::move(fill));
 }
 
-const bool registered = register_kernel("cast", {cast}) && register_kernel("transpose", {transpose}) && register_kernel("split_dim", {split_dim}) &&
-                        register_kernel("merge_dims", {merge_dims}) && register_kernel("slice", {slice}) && register_kernel("concat", {concat}) &&
-                        register_kernel("expand", {expand}) && register_kernel("pad", {pad});
+const bool registered = register_kernel("cast", {cast}) && register_kernel("transpose", {transpose}) &&
+                        register_kernel("split_dim", {split_dim}) && register_kernel("merge_dims", {merge_dims}) &&
+                        register_kernel("slice", {slice}) && register_kernel("concat", {concat}) && register_kernel("expand", {expand}) &&
+                        register_kernel("pad", {pad});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

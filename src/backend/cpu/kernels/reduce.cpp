@@ -32,10 +32,18 @@ CTP_INLINE void join_columns(const void* x, std::int64_t step, double* total, st
     for (std::int64_t c = 0; c < columns; ++c) total[c] = R::join(total[c], load(from[c * step]));
 }
 using JoinColumns = void (*)(const void* x, std::int64_t step, double* total, std::int64_t columns, DType dtype);
-CTP_CLONES void sum_f32(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) { join_columns<Sum, float>(x, step, total, columns); }
-CTP_CLONES void sum_bf16(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) { join_columns<Sum, Bf16>(x, step, total, columns); }
-CTP_CLONES void max_f32(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) { join_columns<Max, float>(x, step, total, columns); }
-CTP_CLONES void max_bf16(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) { join_columns<Max, Bf16>(x, step, total, columns); }
+CTP_CLONES void sum_f32(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) {
+  join_columns<Sum, float>(x, step, total, columns);
+}
+CTP_CLONES void sum_bf16(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) {
+  join_columns<Sum, Bf16>(x, step, total, columns);
+}
+CTP_CLONES void max_f32(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) {
+  join_columns<Max, float>(x, step, total, columns);
+}
+CTP_CLONES void max_bf16(const void* x, std::int64_t step, double* total, std::int64_t columns, DType) {
+  join_columns<Max, Bf16>(x, step, total, columns);
+}
 template <typename R>
 void join_any(const void* x, std::int64_t step, double* total, std::int64_t columns, DType dtype) {
   for (std::int64_t c = 0; c < columns; ++c) total[c] = R::join(total[c], load_element(x, dtype, c * step));
@@ -70,24 +78,26 @@ class ReduceKernel final : public Kernel {
     if (empty_) return;
     const auto* x = static_cast<const char*>(in[0]);
     const auto pieces = inner_gone_ ? 1 : (run_.size + kColumns - 1) / kColumns;
-    parallel(kept_size_ * pieces, row_grain(gone_size_ * (inner_gone_ ? run_.size : kColumns)), [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        const auto at = place(kept_, i / pieces);
-        double total[kColumns];
-        std::fill_n(total, kColumns, R::kStart);
-        if (inner_gone_) {
-          for (std::int64_t g = 0; g < gone_size_; ++g)
-            for (std::int64_t first = 0; first < run_.size; first += kColumns)
-              join(x, at[0] + place(gone_, g)[0] + first, 1, total, std::min(kColumns, run_.size - first));
-          for (std::int64_t c = 1; c < kColumns; ++c) total[0] = R::join(total[0], total[c]);
-          store_element(out[0], dtype_, at[1], total[0]);
-        } else {
-          const auto first = i % pieces * kColumns, count = std::min(kColumns, run_.size - first);
-          for (std::int64_t g = 0; g < gone_size_; ++g) join(x, at[0] + place(gone_, g)[0] + first * run_.step[0], run_.step[0], total, count);
-          for (std::int64_t c = 0; c < count; ++c) store_element(out[0], dtype_, at[1] + (first + c) * run_.step[1], total[c]);
-        }
-      }
-    });
+    parallel(kept_size_ * pieces, row_grain(gone_size_ * (inner_gone_ ? run_.size : kColumns)),
+             [&](std::int64_t begin, std::int64_t end, int) {
+               for (std::int64_t i = begin; i < end; ++i) {
+                 const auto at = place(kept_, i / pieces);
+                 double total[kColumns];
+                 std::fill_n(total, kColumns, R::kStart);
+                 if (inner_gone_) {
+                   for (std::int64_t g = 0; g < gone_size_; ++g)
+                     for (std::int64_t first = 0; first < run_.size; first += kColumns)
+                       join(x, at[0] + place(gone_, g)[0] + first, 1, total, std::min(kColumns, run_.size - first));
+                   for (std::int64_t c = 1; c < kColumns; ++c) total[0] = R::join(total[0], total[c]);
+                   store_element(out[0], dtype_, at[1], total[0]);
+                 } else {
+                   const auto first = i % pieces * kColumns, count = std::min(kColumns, run_.size - first);
+                   for (std::int64_t g = 0; g < gone_size_; ++g)
+                     join(x, at[0] + place(gone_, g)[0] + first * run_.step[0], run_.step[0], total, count);
+                   for (std::int64_t c = 0; c < count; ++c) store_element(out[0], dtype_, at[1] + (first + c) * run_.step[1], total[c]);
+                 }
+               }
+             });
   }
 
  private:
@@ -136,12 +146,16 @@ CTP_INLINE void soften_row(const T* x, T* y, std::int64_t size) {
   for (std::int64_t i = 0; i < size; ++i) store(y + i, exp_of(load(x[i]) - top) / sum);
 }
 CTP_CLONES void soften_of(const float* x, float* y, std::int64_t size, std::int64_t inner, std::int64_t columns) {
-  if (inner == 1) soften_row(x, y, size);
-  else soften(x, y, size, inner, columns);
+  if (inner == 1)
+    soften_row(x, y, size);
+  else
+    soften(x, y, size, inner, columns);
 }
 CTP_CLONES void soften_of(const Bf16* x, Bf16* y, std::int64_t size, std::int64_t inner, std::int64_t columns) {
-  if (inner == 1) soften_row(x, y, size);
-  else soften(x, y, size, inner, columns);
+  if (inner == 1)
+    soften_row(x, y, size);
+  else
+    soften(x, y, size, inner, columns);
 }
 
 template <typename T>
@@ -184,8 +198,8 @@ std::unique_ptr<Kernel> make_softmax(const Site& site) {
   return std::make_unique<SoftmaxKernel<float>>(site);
 }
 
-const bool registered = register_kernel("sum", {make_reduce<Sum, sum_f32, sum_bf16>}) && register_kernel("amax", {make_reduce<Max, max_f32, max_bf16>}) &&
-                        register_kernel("softmax", {make_softmax});
+const bool registered = register_kernel("sum", {make_reduce<Sum, sum_f32, sum_bf16>}) &&
+                        register_kernel("amax", {make_reduce<Max, max_f32, max_bf16>}) && register_kernel("softmax", {make_softmax});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

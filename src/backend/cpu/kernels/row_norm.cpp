@@ -46,12 +46,18 @@ CTP_INLINE void scale_by(const T* x, const T* weight, T* y, std::int64_t count, 
   for (std::int64_t i = 0; i < count; ++i) store(y + i, load(x[i]) * scale * load(weight[i]));
 }
 
-CTP_CLONES void moments_of(const float* x, std::int64_t count, float* mean, float* low, float* squares) { moments(x, count, mean, low, squares); }
-CTP_CLONES void moments_of(const Bf16* x, std::int64_t count, float* mean, float* low, float* squares) { moments(x, count, mean, low, squares); }
-CTP_CLONES void normalise_row(const float* x, const float* w, const float* b, float* y, std::int64_t count, float mean, float low, float scale) {
+CTP_CLONES void moments_of(const float* x, std::int64_t count, float* mean, float* low, float* squares) {
+  moments(x, count, mean, low, squares);
+}
+CTP_CLONES void moments_of(const Bf16* x, std::int64_t count, float* mean, float* low, float* squares) {
+  moments(x, count, mean, low, squares);
+}
+CTP_CLONES void normalise_row(const float* x, const float* w, const float* b, float* y, std::int64_t count, float mean, float low,
+                              float scale) {
   normalise(x, w, b, y, count, mean, low, scale);
 }
-CTP_CLONES void normalise_row(const Bf16* x, const Bf16* w, const Bf16* b, Bf16* y, std::int64_t count, float mean, float low, float scale) {
+CTP_CLONES void normalise_row(const Bf16* x, const Bf16* w, const Bf16* b, Bf16* y, std::int64_t count, float mean, float low,
+                              float scale) {
   normalise(x, w, b, y, count, mean, low, scale);
 }
 
@@ -98,7 +104,10 @@ template <typename T>
 class LayerNormKernel final : public Kernel {
  public:
   explicit LayerNormKernel(const Site& site)
-      : rows_(rows_of(site.shape(0))), size_(site.shape(0).back()), epsilon_(site.attrs().real("epsilon")), parts_(site.in.size() == 4 ? site.shape(3)[0] : 0) {}
+      : rows_(rows_of(site.shape(0))),
+        size_(site.shape(0).back()),
+        epsilon_(site.attrs().real("epsilon")),
+        parts_(site.in.size() == 4 ? site.shape(3)[0] : 0) {}
   void run(std::span<const void* const> in, std::span<void* const> out, void*) override {
     if (size_ == 0) return;
     const auto *x = static_cast<const T*>(in[0]), *weight = static_cast<const T*>(in[1]), *bias = static_cast<const T*>(in[2]);
@@ -132,7 +141,10 @@ template <typename T>
 class RmsNormKernel final : public Kernel {
  public:
   explicit RmsNormKernel(const Site& site)
-      : rows_(rows_of(site.shape(0))), size_(site.shape(0).back()), epsilon_(site.attrs().real("epsilon")), parts_(site.in.size() == 3 ? site.shape(2)[0] : 0) {}
+      : rows_(rows_of(site.shape(0))),
+        size_(site.shape(0).back()),
+        epsilon_(site.attrs().real("epsilon")),
+        parts_(site.in.size() == 3 ? site.shape(2)[0] : 0) {}
   void run(std::span<const void* const> in, std::span<void* const> out, void*) override {
     if (size_ == 0) return;
     const auto *x = static_cast<const T*>(in[0]), *weight = static_cast<const T*>(in[1]);
@@ -165,7 +177,8 @@ std::unique_ptr<Kernel> make(const Site& site) {
   return std::make_unique<K<float>>(site);
 }
 
-const bool registered = register_kernel("layer_norm", {make<LayerNormKernel>}) && register_kernel("rms_norm", {make<RmsNormKernel>}) && register_kernel("row_moments", {make<RowMomentsKernel>});
+const bool registered = register_kernel("layer_norm", {make<LayerNormKernel>}) && register_kernel("rms_norm", {make<RmsNormKernel>}) &&
+                        register_kernel("row_moments", {make<RowMomentsKernel>});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu

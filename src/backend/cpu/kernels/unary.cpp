@@ -19,12 +19,14 @@ CTP_INLINE void map(const void* x, void* y, std::int64_t count, F function) {
 }
 
 // A function as its kernel, vectorised for each instruction set; VALUE is an expression of the float v.
-#define COMFYTP_UNARY(NAME, VALUE)                                                                  \
-  CTP_CLONES void NAME##_f32(const void* x, void* y, std::int64_t count, DType) {                   \
-    map<float>(x, y, count, [](float v) __attribute__((always_inline)) { return VALUE; });          \
-  }                                                                                                 \
-  CTP_CLONES void NAME##_bf16(const void* x, void* y, std::int64_t count, DType) {                  \
-    map<Bf16>(x, y, count, [](float v) __attribute__((always_inline)) { return VALUE; });           \
+#define COMFYTP_UNARY(NAME, VALUE)                                                  \
+  CTP_CLONES void NAME##_f32(const void* x, void* y, std::int64_t count, DType) {   \
+    map<float>(                                                                     \
+        x, y, count, [](float v) __attribute__((always_inline)) { return VALUE; }); \
+  }                                                                                 \
+  CTP_CLONES void NAME##_bf16(const void* x, void* y, std::int64_t count, DType) {  \
+    map<Bf16>(                                                                      \
+        x, y, count, [](float v) __attribute__((always_inline)) { return VALUE; }); \
   }
 COMFYTP_UNARY(silu, silu_of(v))
 COMFYTP_UNARY(gelu, gelu_of(v))
@@ -60,7 +62,8 @@ class UnaryKernel final : public Kernel {
     const auto* x = static_cast<const char*>(in[0]);
     auto* y = static_cast<char*>(out[0]);
     const auto element = size_of(dtype_);
-    parallel(count_, kGrain, [&](std::int64_t begin, std::int64_t end, int) { map_(x + begin * element, y + begin * element, end - begin, dtype_); });
+    parallel(count_, kGrain,
+             [&](std::int64_t begin, std::int64_t end, int) { map_(x + begin * element, y + begin * element, end - begin, dtype_); });
   }
 
  private:
@@ -83,14 +86,16 @@ std::unique_ptr<Kernel> make_any(const Site& site) {
   return std::make_unique<UnaryKernel>(kAny, numel(site.shape(0)), dtype);
 }
 
-const bool registered = register_kernel("silu", {make<silu_f32, silu_bf16>}) && register_kernel("gelu", {make<gelu_f32, gelu_bf16>}) &&
-                        register_kernel("gelu_tanh", {make<gelu_tanh_f32, gelu_tanh_bf16>}) && register_kernel("sigmoid", {make<sigmoid_f32, sigmoid_bf16>}) &&
-                        register_kernel("tanh", {make<tanh_f32, tanh_bf16>}) && register_kernel("exp", {make<exp_f32, exp_bf16>}) &&
-                        register_kernel("log", {make<log_f32, log_bf16>}) && register_kernel("sin", {make<sin_f32, sin_bf16>}) &&
-                        register_kernel("cos", {make<cos_f32, cos_bf16>}) && register_kernel("sqrt", {make<sqrt_f32, sqrt_bf16>}) &&
-                        register_kernel("rsqrt", {make<rsqrt_f32, rsqrt_bf16>}) && register_kernel("relu", {make_any<relu_f32, relu_bf16, any<relu_any>>}) &&
-                        register_kernel("abs", {make_any<abs_f32, abs_bf16, any<abs_any>>}) && register_kernel("neg", {make_any<neg_f32, neg_bf16, any<neg_any>>}) &&
-                        register_kernel("logical_not", {make_any<logical_not_f32, logical_not_bf16, any<logical_not_any>>});
+const bool registered =
+    register_kernel("silu", {make<silu_f32, silu_bf16>}) && register_kernel("gelu", {make<gelu_f32, gelu_bf16>}) &&
+    register_kernel("gelu_tanh", {make<gelu_tanh_f32, gelu_tanh_bf16>}) && register_kernel("sigmoid", {make<sigmoid_f32, sigmoid_bf16>}) &&
+    register_kernel("tanh", {make<tanh_f32, tanh_bf16>}) && register_kernel("exp", {make<exp_f32, exp_bf16>}) &&
+    register_kernel("log", {make<log_f32, log_bf16>}) && register_kernel("sin", {make<sin_f32, sin_bf16>}) &&
+    register_kernel("cos", {make<cos_f32, cos_bf16>}) && register_kernel("sqrt", {make<sqrt_f32, sqrt_bf16>}) &&
+    register_kernel("rsqrt", {make<rsqrt_f32, rsqrt_bf16>}) && register_kernel("relu", {make_any<relu_f32, relu_bf16, any<relu_any>>}) &&
+    register_kernel("abs", {make_any<abs_f32, abs_bf16, any<abs_any>>}) &&
+    register_kernel("neg", {make_any<neg_f32, neg_bf16, any<neg_any>>}) &&
+    register_kernel("logical_not", {make_any<logical_not_f32, logical_not_bf16, any<logical_not_any>>});
 
 }  // namespace
 }  // namespace comfytp::backend::cpu
