@@ -4,6 +4,9 @@ FUZZ_SECONDS ?= 60
 LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 PYTHON := build/venv/bin/python
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
+# So that a checkout finds what another one compiled.
+export CCACHE_BASEDIR = $(CURDIR)
+export CCACHE_NOHASHDIR = 1
 
 .PHONY: help setup build demo test sanitize asan tsan fuzz bench format clean
 help:
