@@ -174,6 +174,7 @@ void add_attention(std::vector<OpCase>& cases) {
                   attention("no_queries", {1, 2, 0, 4}, 3, 5), attention("no_heads", {2, 0, 3, 4}, 3, 4, true),
                   attention("no_size", {1, 1, 3, 0}, 4, 5), masked_attention("shared_keys", {2, 6, 5, 8}, 2, 9, {}, false),
                   masked_attention("added_mask", {2, 4, 35, 8}, 4, 300, {2, 1, 35, 300}, false),
+                  masked_attention("no_key_seen", {2, 2, 5, 4}, 2, 1, {2, 2, 5, 1}, true),
                   masked_attention("seen_keys", {2, 4, 5, 8}, 1, 40, {2, 4, 1, 40}, true),
                   masked_attention("seen_by_query", {2, 2, 34, 8}, 2, 77, {1, 1, 34, 77}, true),
                   masked_attention("seen_by_few", {2, 2, 34, 8}, 2, 1, {1, 1, 34, 1}, true), matmul("plain", {5, 7}, 6),
@@ -304,6 +305,10 @@ void add_movement(std::vector<OpCase>& cases) {
                        return b.graph.add("gather", {b.weight("table", {120, 130}), b.input("i", {2, 3}, DType::i64)}, {{"dim", dim}});
                      },
                      true});
+  cases.push_back({"gather_from_the_end_and_outside", [](Builder& b) {
+                     const auto index = b.graph.add("sub", {b.input("i", {40}, DType::i64), b.constant({}, {50}, DType::i64)});
+                     return b.graph.add("gather", {input(b, {30, 3}), index}, {{"dim", std::int64_t{0}}});
+                   }});
   cases.push_back({"gather_shared_with_linear",
                    [](Builder& b) {
                      const auto table = b.weight("table", {128, 64});
