@@ -4,7 +4,7 @@ import pytest
 import torch
 import unets
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny, and the engine has threads of its own
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The engine computes what diffusers computes: an implementation that nobody here wrote."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -114,12 +116,23 @@ MESHES = ["tensor=2", "tensor=3", "tensor=4", "batch=2", "batch=3", "batch=4", "
           "patch=2,tensor=2", "batch=2,patch=2", "tensor=2:1", "patch=1:2"]
 
 
+@pytest.fixture(scope="module")
+def one_device(unet_of):
+    """one_device("sd1"): the family's UNet, a call, and one device's output."""
+
+    @functools.cache
+    def run(family):
+        unet = unet_of(family)
+        call = make_call(unet, batch=3, height=20, width=12)
+        return unet, call, denoiser_of(unet.state_dict(), family)(**call.inputs())
+
+    return run
+
+
 @pytest.mark.parametrize("placement", ["resident", "gathered"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_split_equals_one_device(unet_of, family, mesh, placement):
-    unet = unet_of(family)
-    call = make_call(unet, batch=3, height=20, width=12)
-    expected = denoiser_of(unet.state_dict(), family)(**call.inputs())
+def test_split_equals_one_device(one_device, family, mesh, placement):
+    unet, call, expected = one_device(family)
     count = 2 if ":" in mesh else int(np.prod([int(axis.partition("=")[2]) for axis in mesh.split(",")]))
     devices = [f"cpu:{i}" for i in range(count)]
     split = denoiser_of(unet.state_dict(), family, devices=devices, mesh=mesh, placement=placement)
@@ -135,10 +148,8 @@ def test_split_equals_one_device(unet_of, family, mesh, placement):
 
 
 @pytest.mark.parametrize("count", [5, 7, 8])
-def test_any_number_of_devices_equals_one(unet_of, count):
-    unet = unet_of("refiner")
-    call = make_call(unet)
-    expected = denoiser_of(unet.state_dict(), "refiner")(**call.inputs())
+def test_any_number_of_devices_equals_one(one_device, count):
+    unet, call, expected = one_device("refiner")
     split = denoiser_of(unet.state_dict(), "refiner", devices=[f"cpu:{i}" for i in range(count)], mesh=f"tensor={count}")
     assert relative_error(split(**call.inputs()), expected) <= SPLIT
 

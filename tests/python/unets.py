@@ -99,7 +99,8 @@ class Call:
         return {k: v for k, v in vars(self).items() if k != "added" and v is not None}
 
     def to(self, dtype):
-        added = self.added and {k: v.to(dtype) for k, v in self.added.items()}
+        # Sizes in pixels stay exact: bf16 has no 1001.
+        added = self.added and {**self.added, "text_embeds": self.added["text_embeds"].to(dtype)}
         return Call(self.x.to(dtype), self.timesteps, self.context.to(dtype), self.y if self.y is None else self.y.to(dtype), added)
 
 
