@@ -39,7 +39,7 @@ build-tests: build/.setup-dev
 .PHONY: build-tests
 
 test: build-tests
-	ctest --preset test
+	ctest --preset test -j $(JOBS)
 	COMFYTP=$(CURDIR)/build/test/comfytp PYTHONPATH=$(CURDIR)/build/python $(PYTHON) -m pytest -q tests
 
 sanitize: asan tsan fuzz
@@ -47,7 +47,7 @@ sanitize: asan tsan fuzz
 asan tsan: build/.setup-sanitize
 	cmake --preset $@ $(LAUNCHER)
 	cmake --build --preset $@
-	ctest --preset $@
+	ctest --preset $@ -j $(JOBS)
 
 fuzz: build/.setup-sanitize
 	cmake --preset fuzz $(LAUNCHER)
