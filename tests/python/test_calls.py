@@ -72,6 +72,7 @@ def test_the_engine_is_usable_after_a_cancel(long_call):
 
 def test_ctrl_c_ends_a_call(long_call):
     engine, x = long_call
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
     main = threading.main_thread().ident
 
     def interrupt():
@@ -81,9 +82,12 @@ def test_ctrl_c_ends_a_call(long_call):
 
     sender = threading.Thread(target=interrupt)
     sender.start()
-    with pytest.raises(KeyboardInterrupt):
-        engine(x=x)
-    sender.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine(x=x)
+    finally:
+        sender.join()
+        signal.signal(signal.SIGINT, before)
     assert engine.stats()["calls"] >= 1
 
 

@@ -67,7 +67,9 @@ def test_all_devices_together_hold_about_one_model(checkpoint, options):
     stats = measured(path, options)
     activations = sum(stats["allocated_activation_bytes"])
     assert sum(stats["allocated_weight_bytes"]) >= model_bytes
-    assert stats["grown"] <= 1.15 * model_bytes + activations + 40 * MEBI  # threads, oneDNN's kernels
+    # Besides: oneDNN's own, and for each device a thread, its launches and its kernels' code.
+    devices = len(options["devices"].split(","))
+    assert stats["grown"] <= 1.05 * model_bytes + activations + (24 + 28 * devices) * MEBI
 
 
 @pytest.mark.parametrize("family", unets.FAMILIES)

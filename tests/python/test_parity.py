@@ -142,7 +142,9 @@ def test_split_equals_one_device(one_device, family, mesh, placement):
     held = split.stats()["allocated_weight_bytes"]
     whole = sum(t.numel() * t.element_size() for t in unet.state_dict().values())
     if placement == "gathered":
-        assert sum(held) <= 1.1 * whole and max(held) <= 1.2 * whole / count
+        # What tensor divides goes by its shares, whoever stores it.
+        largest = 2 / 3 if mesh == "tensor=2:1" else 1 / count
+        assert sum(held) <= 1.1 * whole and max(held) <= 1.2 * whole * largest
     elif mesh in ("tensor=2", "tensor=4"):
         assert max(held) <= 1.3 * whole / count
 
