@@ -86,7 +86,7 @@ nb::dict report_of(const runtime::Engine& engine, const runtime::Compiled& compi
     devices.append(entry);
   }
   nb::dict report;
-  report["mesh"] = engine.options().plan.mesh.to_string();
+  report["mesh"] = engine.mesh(compiled).to_string();
   report["devices"] = devices;
   report["notes"] = engine.notes(compiled);
   return report;

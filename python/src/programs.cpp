@@ -107,11 +107,11 @@ class Programs {
     const std::lock_guard lock(calls_);
     weights_->add(std::move(source));
   }
-  Handle compile(const graph::Graph& graph) {
+  Handle compile(const graph::Graph& graph, const std::string& mesh) {
     const nb::gil_scoped_release release;
     const std::lock_guard lock(calls_);
     graph::verify(graph);
-    return {engine_->compile(graph)};
+    return {mesh.empty() ? engine_->compile(graph) : engine_->compile(graph, sharding::Mesh::parse(mesh))};
   }
   void load(Handle& handle) {
     interruptible([&] { engine_->load(*handle.compiled); });
@@ -167,7 +167,9 @@ void bind_programs(nb::module_& m) {
       .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, double>(), "weights"_a, "devices"_a, "mesh"_a,
            "placement"_a, "timeout"_a)
       .def("add_weights", &Programs::add_weights, "mapping"_a, "Further weights, for graphs to come.")
-      .def("compile", &Programs::compile, "graph"_a, "Partitions and lowers a graph. Raises Error naming the op or the key.")
+      .def("compile", &Programs::compile, "graph"_a, "mesh"_a = "",
+           "Partitions and lowers a graph, over another mesh than the one given at first where one is named. Raises Error naming the op or the\n"
+           "key.")
       .def("load", &Programs::load, "compiled"_a, "Loads what the graph needs and is not loaded.")
       .def("unload", &Programs::unload, "Frees the weights and activations of all devices.")
       .def("update", &Programs::update, "keys"_a, "watch"_a = nb::none(),

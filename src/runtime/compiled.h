@@ -15,8 +15,8 @@ namespace comfytp::runtime {
 
 class Compiled : public std::enable_shared_from_this<Compiled> {
  public:
-  Compiled(std::shared_ptr<Team> devices, std::string graph_text, int prompt_slots)
-      : team(std::move(devices)), text(std::move(graph_text)), programs(team->size()), prompts(prompt_slots), prompt_memory(team->size()) {}
+  Compiled(std::shared_ptr<Team> devices, sharding::Mesh arrangement, std::string graph_text, int prompt_slots)
+      : team(std::move(devices)), mesh(std::move(arrangement)), text(std::move(graph_text)), programs(team->size()), prompts(prompt_slots), prompt_memory(team->size()) {}
   /// Kernels belong to their device's thread.
   ~Compiled() {
     for (std::size_t d = 0; d < programs.size(); ++d) team->discard(d, std::make_shared<Program>(std::move(programs[d])));
@@ -27,7 +27,8 @@ class Compiled : public std::enable_shared_from_this<Compiled> {
   std::int64_t prompt_bytes(std::size_t device) const { return programs[device].prologue_bytes * prompts.size(); }
 
   const std::shared_ptr<Team> team;  ///< lives as long as its programs
-  const std::string text;
+  const sharding::Mesh mesh;
+  const std::string text;            ///< of the graph; behind the mesh where that is not the plan's
   std::map<std::string, graph::Type> inputs, outputs;  ///< of the whole graph
   std::vector<std::string> prompt_inputs;
   sharding::Partition partition;

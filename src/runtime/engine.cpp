@@ -94,7 +94,8 @@ struct Engine::State {
     stats.allocated_activation_bytes = activations;
   }
 
-  std::shared_ptr<Compiled> build(const graph::Graph& graph, const std::string& text);
+  std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
+  std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   void connect(Program& program);
   void load(Compiled& compiled);
   void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs);
@@ -110,7 +111,7 @@ struct Engine::State {
   EngineStats stats;
 };
 
-std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const std::string& text) {
+std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text) {
   Types inputs, outputs;
   std::vector<std::string> prompt_inputs;
   for (const auto* node : graph.all("input")) {
@@ -120,11 +121,10 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   }
   for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
 
-  const auto& mesh = options.plan.mesh;
   const auto normalised = graph::normalise(graph);
   auto decision = sharding::decide(normalised, mesh);
   const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
-  auto compiled = std::make_shared<Compiled>(team, text, slots);
+  auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);
   compiled->inputs = std::move(inputs);
   compiled->outputs = std::move(outputs);
   compiled->prompt_inputs = std::move(prompt_inputs);
@@ -204,16 +204,28 @@ Engine::Engine(EngineOptions options, std::shared_ptr<const weights::Source> wei
     : state_(std::make_unique<State>(std::move(options), std::move(weights))) {}
 Engine::~Engine() = default;
 
-std::shared_ptr<Compiled> Engine::compile(const graph::Graph& graph) {
-  const auto text = graph::to_text(graph);
-  State::Call call(*state_);
-  auto compiled = state_->residency.find(text);
+std::shared_ptr<Compiled> Engine::State::compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text) {
+  Call call(*this);
+  auto compiled = residency.find(text);
   if (!compiled) {
-    compiled = state_->build(graph, text);
-    state_->residency.use(compiled);
-    state_->measure();
+    compiled = build(graph, mesh, text);
+    residency.use(compiled);
+    measure();
   }
   return compiled;
+}
+
+std::shared_ptr<Compiled> Engine::compile(const graph::Graph& graph) {
+  return state_->compile(graph, state_->options.plan.mesh, graph::to_text(graph));
+}
+
+std::shared_ptr<Compiled> Engine::compile(const graph::Graph& graph, const sharding::Mesh& mesh) {
+  auto plan = state_->options.plan;
+  plan.mesh = mesh;
+  planner::check(plan);
+  const auto name = mesh.to_string();
+  if (name == state_->options.plan.mesh.to_string()) return compile(graph);
+  return state_->compile(graph, mesh, name + "\n" + graph::to_text(graph));
 }
 
 void Engine::load(Compiled& compiled) {
@@ -278,6 +290,7 @@ std::vector<DeviceReport> Engine::report(const Compiled& compiled) const {
 }
 
 const sharding::Partition& Engine::partition(const Compiled& compiled) const { return compiled.partition; }
+const sharding::Mesh& Engine::mesh(const Compiled& compiled) const { return compiled.mesh; }
 std::vector<std::string> Engine::notes(const Compiled& compiled) const { return compiled.notes; }
 
 EngineStats Engine::stats() const {

@@ -60,8 +60,11 @@ class Engine {
 
   /// Partitions and lowers `graph` for the devices; allocates nothing on them. Graphs whose text is equal share one result.
   std::shared_ptr<Compiled> compile(const graph::Graph& graph);
+  /// The same over another arrangement of the devices than the plan's. Parts of weights that both need alike are held once.
+  std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh);
   std::vector<DeviceReport> report(const Compiled& compiled) const;
   const sharding::Partition& partition(const Compiled& compiled) const;
+  const sharding::Mesh& mesh(const Compiled& compiled) const;
   std::vector<std::string> notes(const Compiled& compiled) const;
 
   /// Loads what `compiled` needs and is not loaded: every device reads its own parts.

@@ -295,5 +295,23 @@ TEST(Engine, ProgressReachesTheTotal) {
   EXPECT_EQ(seen.back().second, f.engine->stats().uploaded_bytes);
 }
 
+TEST(Meshes, AnotherArrangementOfTheSameDevicesGivesTheSame) {
+  const Graph g = small_unet();
+  Fixture f(g, options_for("batch=2"));
+  const HostInputs inputs(g);
+  EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
+  const auto held = f.engine->stats().allocated_weight_bytes;
+  for (const char* mesh : {"patch=2", "batch=2", "tensor=2"}) {
+    const auto compiled = f.engine->compile(g, sharding::Mesh::parse(mesh));
+    HostOutputs outputs(g);
+    f.engine->run(*compiled, inputs.views, outputs.views);
+    EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5) << mesh;
+    EXPECT_EQ(f.engine->mesh(*compiled).to_string(), mesh);
+    if (std::string_view(mesh) != "tensor=2") EXPECT_EQ(f.engine->stats().allocated_weight_bytes, held) << "whole weights serve both";
+  }
+  EXPECT_EQ(f.engine->stats().programs_built, 3);
+  EXPECT_THROW(f.engine->compile(g, sharding::Mesh::parse("tensor=3")), Error);
+}
+
 }  // namespace
 }  // namespace comfytp::test
