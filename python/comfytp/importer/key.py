@@ -108,7 +108,7 @@ def module_hash(module: torch.nn.Module) -> str:
         add(name, tuple(parameter.shape), str(parameter.dtype))
     for name, buffer in module.named_buffers(remove_duplicate=False):
         add(name, tuple(buffer.shape), str(buffer.dtype), content_hash(buffer))
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
     for name, part in module.named_modules():
         add(name, _state(part, seen))
     return digest.hexdigest()
@@ -129,15 +129,18 @@ def _sources(module: torch.nn.Module) -> list[tuple[str, int, int]]:
     return found
 
 
-def _state(value: Any, seen: set[int]) -> Any:
-    """A picture of an object's plain contents; functions by their code and what they close over."""
+def _state(value: Any, seen: dict[int, Any]) -> Any:
+    """A picture of an object's plain contents; functions by their code and what they close over.
+
+    `seen` holds what has been pictured, not its address alone: another object may get the address of one that is gone.
+    """
     if isinstance(value, _FIXED_TYPES):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        return ("tensor", str(value.dtype), tuple(value.shape))
+        return ("tensor", str(value.dtype), tuple(value.shape), _digest(value))
     if id(value) in seen:
         return "seen"
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, torch.nn.Module):
         own = {k: v for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")}
         return (_class(value), _state(own, seen))
@@ -151,10 +154,23 @@ def _state(value: Any, seen: set[int]) -> Any:
         return ("method", _state(value.__func__, seen), _state(value.__self__, seen))
     if isinstance(value, types.FunctionType):
         cells = [_state(cell.cell_contents, seen) for cell in value.__closure__ or () if _is_filled(cell)]
-        return (value.__module__, value.__qualname__, value.__code__.co_code.hex(), cells)
+        defaults = (_state(value.__defaults__, seen), _state(value.__kwdefaults__, seen))
+        return (value.__module__, value.__qualname__, _code(value.__code__), defaults, cells)
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     return (_class(value), _state(vars(value), seen) if hasattr(value, "__dict__") else "")
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    """Of the contents: a capture keeps them as constants."""
+    if tensor.is_meta:
+        return ""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _code(code: types.CodeType) -> Any:
+    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return (code.co_code.hex(), code.co_names, constants)
 
 
 def _is_filled(cell: Any) -> bool:
