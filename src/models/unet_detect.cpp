@@ -157,7 +157,7 @@ class Detector {
   void read_transformer(const std::string& prefix, std::int64_t channels) {
     UNetTransformer t{prefix, channels};
     const auto block = prefix + ".transformer_blocks.";
-    t.depth = count(block);
+    t.depth = std::max<std::int64_t>(1, count(block));  // where there is none, the first is missing
     const auto projection = source_.tensors().find(prefix + ".proj_in.weight");
     t.linear = projection != source_.tensors().end() && projection->second.shape.size() == 2;
     t.context_dim = dim({block + "0.attn2.to_k.weight", block + "0.attn2.to_v.weight"}, 1, unet_.context_dim);

@@ -69,9 +69,10 @@ def changed(checkpoint, path, change):
 PREFIX = "model.diffusion_model."
 
 
-def test_missing_tensors_are_named_and_counted(comfytp, checkpoint, tmp_path):
+@pytest.mark.parametrize("part", ["attn", ""])
+def test_missing_tensors_are_named_and_counted(comfytp, checkpoint, tmp_path, part):
     def remove(tensors):
-        for key in [key for key in tensors if ".input_blocks.4.1.transformer_blocks.0.attn" in key]:
+        for key in [key for key in tensors if f".input_blocks.4.1.transformer_blocks.0.{part}" in key]:
             del tensors[key]
             gone.append(key.removeprefix(PREFIX))
 
