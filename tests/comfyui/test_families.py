@@ -95,6 +95,20 @@ def test_the_modes_have_different_plans():
     assert active["aggressive"] < active["balanced"]
 
 
+def test_fast_mode_splits_the_image_where_there_is_one_sample():
+    split = split_model(models.sd15(), "0,1", memory_mode="fast")
+    meshes = []
+    for cfg in (4.0, 1.0):
+        models.sample(split, "sd15", steps=1, cfg=cfg)
+        meshes.append(split.split.report()["mesh"])
+        flops = [device["flops"] for device in split.split.report()["devices"]]
+        assert max(flops) < 1.2 * min(flops)
+    assert meshes == ["batch=2", "patch=2"]
+    whole = sum(p.nbytes for p in split.model.diffusion_model.parameters())
+    assert max(split.split.stats()["allocated_weight_bytes"]) <= whole, "both over the same weights"
+
+
 def test_fast_mode_stores_whole_weights_only_where_they_fit():
-    assert modes.layout("fast", 2, 1000, 1000).mesh == "batch=2"
+    assert modes.layout("fast", 2, 1000, 1000).meshes == ("batch=2", "patch=2")
+    assert modes.layout("fast", 4, 1000, None).meshes == ("batch=4", "batch=2,patch=2", "patch=4")
     assert modes.layout("fast", 2, 1001, 1000) == modes.layout("balanced", 2, 1001, 1000)

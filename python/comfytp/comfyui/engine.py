@@ -8,6 +8,7 @@ import comfy.utils
 
 from .. import _core
 from ..importer.dtypes import NAMES
+from .modes import Layout
 from .patched_weights import PatchedWeights
 
 _TIMEOUT = 600.0
@@ -30,14 +31,22 @@ class Reader:
 class Engine:
     """A _core.Programs that looks at the cancel button while it runs. Raises InterruptProcessingException for that."""
 
-    def __init__(self, reader: Reader, devices: list[str], mesh: str, placement: str) -> None:
-        self.programs = _core.Programs(reader, ",".join(devices), mesh, placement, _TIMEOUT)
+    def __init__(self, reader: Reader, devices: list[str], layout: Layout) -> None:
+        self.layout = layout
+        self.programs = _core.Programs(reader, ",".join(devices), layout.meshes[0], layout.placement, _TIMEOUT)
 
     def add_weights(self, mapping: Any) -> None:
         self.programs.add_weights(mapping)
 
     def compile(self, graph: Any) -> Any:
-        return self.programs.compile(graph)
+        """Over the mesh that suits this graph best; of equal ones the first."""
+        best, least = None, float("inf")
+        for mesh in self.layout.meshes:
+            compiled = self.programs.compile(graph, mesh)
+            cost = self.layout.cost(self.programs.report(compiled)) if len(self.layout.meshes) > 1 else 0
+            if cost < 0.98 * least:
+                best, least = compiled, cost
+        return best
 
     def run(self, compiled: Any, inputs: Any, outputs: Any) -> None:
         self.programs.run(compiled, inputs, outputs, _Watch(self.programs))

@@ -20,6 +20,7 @@ class SplitPatcher(_Plain):
     plain_class: type
     plain_parent: Any  # the patcher that came in
     verbose: bool = False
+    weights_wanted: bool = False  # something beside the engine reads the patched weights in the run that begins
     _twin: Any = None
 
     @classmethod
@@ -117,6 +118,13 @@ class SplitPatcher(_Plain):
         comfy.model_management.load_models_gpu([plain])
         if self.current_hooks is not None:
             plain.apply_hooks(self.current_hooks)
+
+    def pre_run(self) -> None:
+        # Some models prepare prompts with a part of their own weights before they are sampled.
+        wanted = self.weights_wanted or hasattr(self.model.diffusion_model, "preprocess_text_embeds")
+        if wanted and (self.patches or self.load_device.type != "cpu"):
+            self.load_plain()
+        super().pre_run()
 
     def cleanup(self) -> None:
         if self._twin is not None:

@@ -11,10 +11,6 @@ from torch.overrides import TorchFunctionMode
 from ..importer import Unsupported
 from .patched_weights import PREFIX, as_fp8, is_quantised
 
-# What ComfyUI puts into transformer_options for its own use; models that read some of it name it.
-_COMFYS_OWN = frozenset(
-    ("", "callbacks", "cond_or_uncond", "multigpu_thread_device", "prefetch_dynamic_vbars", "sample_sigmas", "sigmas", "uuids", "wrappers")
-)
 _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device)
 
 
@@ -28,6 +24,22 @@ class Wanted:
         return self
 
 
+class _Unread:
+    """Stands for an entry that code passes on without looking at it. A look at it is noted and ends the capture."""
+
+    def __init__(self, look: Any) -> None:
+        object.__setattr__(self, "_look", look)
+
+    def __getattr__(self, _: str) -> Any:
+        self._look()
+
+    def _used(self, *_: Any) -> Any:
+        self._look()
+
+    __bool__ = __call__ = __contains__ = __eq__ = __getitem__ = __iter__ = __len__ = __lt__ = __gt__ = __add__ = __mul__ = __float__ = _used
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Options(dict):
     """transformer_options with the entries that are known to be read. A look at another one that is there is noted and ends the
     capture, which is then made again with that entry as a part of its key."""
@@ -36,6 +48,7 @@ class Options(dict):
         super().__init__(entries)
         self._hidden = hidden
         self._wanted = wanted
+        self._passed_on = False  # code went over all entries
 
     def _look(self, name: Any) -> None:
         if name in self._hidden and not super().__contains__(name):
@@ -43,6 +56,8 @@ class Options(dict):
             raise LookupError(f"transformer_options['{name}'] is read")
 
     def __getitem__(self, name: Any) -> Any:
+        if self._passed_on and name in self._hidden and not super().__contains__(name):
+            return _Unread(lambda: self._look(name))
         self._look(name)
         return super().__getitem__(name)
 
@@ -63,21 +78,14 @@ class Options(dict):
         return super().setdefault(name, default)
 
     def __iter__(self) -> Any:
-        self._look_at_all()
-        return super().__iter__()
+        self._passed_on = True
+        return iter([*super().__iter__(), *sorted(self._hidden.difference(super().keys()))])
 
     def keys(self) -> Any:
-        self._look_at_all()
-        return super().keys()
+        return list(self)
 
     def items(self) -> Any:
-        self._look_at_all()
-        return super().items()
-
-    def _look_at_all(self) -> None:
-        """Code that passes everything on reads what other nodes have put there, for all we know."""
-        for name in sorted(self._hidden - _COMFYS_OWN):
-            self._look(name)
+        return [(name, self[name]) for name in self]
 
     def copy(self) -> "Options":
         return Options(dict.copy(self), self._hidden, self._wanted)
@@ -95,7 +103,7 @@ class Site(torch.nn.Module):
         self.wanted = Wanted()
 
     def forward(self, *args: Any, options: Mapping[str, Any], hidden: str, **kwargs: Any) -> Any:
-        options = Options(options, frozenset(hidden.split(",")), self.wanted)
+        options = Options(options, frozenset(hidden.split(",")) - {""}, self.wanted)
         with _KitchenOpened():
             return getattr(self.diffusion_model, self._name)(*args, transformer_options=options, **kwargs)
 

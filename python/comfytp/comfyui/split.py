@@ -151,7 +151,7 @@ class SplitModel:
         self._engine = None
         sizes = [dtype.itemsize * torch.Size(shape).numel() for dtype, shape in self._reader.weights.tensors().values()]
         self._layout = modes.layout(self.mode, len(self.devices), sum(sizes), _room(self.devices))
-        self._engine = Engine(self._reader, self.devices, self._layout.mesh, self._layout.placement)
+        self._engine = Engine(self._reader, self.devices, self._layout)
         self._resized, self._signatures, self._counted = resized, {}, 0
         self._weight_bytes = sum(sizes)
 
@@ -183,7 +183,7 @@ class SplitModel:
         if self._engine is None:
             model = self._model()
             return comfy.model_management.module_size(model) * here // len(self.devices) if model is not None else 0
-        whole = self._layout.mesh.startswith("batch") and self._layout.placement == "resident"
+        whole = len(self._layout.meshes) > 1 and self._layout.placement == "resident"
         return self._weight_bytes * here // (1 if whole else len(self.devices))
 
     def loaded_bytes(self, device: torch.device) -> int:

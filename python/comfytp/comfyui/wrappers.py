@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import comfy.controlnet
 import comfy.patcher_extension
 import torch
 
@@ -13,11 +14,12 @@ _WRAPPERS = comfy.patcher_extension.WrappersMP
 def install(patcher: Any, split: Any) -> None:
     """Families whose forward calls the DIFFUSION_MODEL wrappers are met there, innermost, so that other nodes' wrappers run
     around the engine in whatever order the nodes stand. Of the others the forward is swapped for the time of a call."""
-    for kind in (_WRAPPERS.DIFFUSION_MODEL, _WRAPPERS.APPLY_MODEL):
+    for kind in (_WRAPPERS.DIFFUSION_MODEL, _WRAPPERS.APPLY_MODEL, _WRAPPERS.OUTER_SAMPLE):
         patcher.remove_wrappers_with_key(kind, KEY)
     hooked = calls_wrappers(type(patcher.model.diffusion_model))
     if hooked:
         patcher.add_wrapper_with_key(_WRAPPERS.DIFFUSION_MODEL, KEY, functools.partial(_around_forward, split))
+    patcher.add_wrapper_with_key(_WRAPPERS.OUTER_SAMPLE, KEY, _around_sampling)
     patcher.add_wrapper_with_key(_WRAPPERS.APPLY_MODEL, KEY, functools.partial(_around_apply_model, split, hooked))
 
 
@@ -49,6 +51,24 @@ def _around_apply_model(split: Any, hooked: bool, executor: Any, *args: Any, **k
         with _Swapped(split, module):
             return executor(*args, **kwargs)
     return executor(*args, **kwargs)
+
+
+def _around_sampling(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """A Control-LoRA takes the model's own weights, patched, out of the model."""
+    guider = executor.class_obj
+    guider.model_patcher.weights_wanted = any(
+        isinstance(control, comfy.controlnet.ControlLora)
+        for conds in guider.conds.values()
+        for cond in conds or ()
+        for control in _chain(cond.get("control"))
+    )
+    return executor(*args, **kwargs)
+
+
+def _chain(control: Any) -> Any:
+    while control is not None:
+        yield control
+        control = getattr(control, "previous_controlnet", None)
 
 
 class _Swapped:

@@ -1,0 +1,384 @@
+"""What other nodes put on a model or a prompt is honoured: by the engine where it can, else by PyTorch with one warning."""
+
+import logging
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.ops
+import comfy.sd
+import models
+import pytest
+import torch
+from models import CPU
+from test_families import TOLERANCE
+from test_patches import lora_file
+
+from comfytp.comfyui import engine_stats, split_model
+
+
+def both(plain, run):
+    """What `run` gives with the plain model, and with the node."""
+    return run(split_model(plain, "0,1")), run(plain)
+
+
+# ---- control
+
+
+def control_model(seed=5):
+    config = {k: v for k, v in models.sd15().model.model_config.unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
+    model = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=comfy.ops.disable_weight_init)
+    return models._fill(model, seed).eval()
+
+
+def with_control(conds, *controls):
+    """Chained, the last of them outermost."""
+    hint = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(4))
+    previous = None
+    for i, control in enumerate(controls):
+        control = control.copy().set_cond_hint(hint, 0.6 + 0.2 * i, (0.0, 1.0))
+        control.set_previous_controlnet(previous)
+        previous = control
+    return [[tensor, {**entries, "control": previous, "control_apply_to_uncond": False}] for tensor, entries in conds]
+
+
+def t2i_adapter():
+    import comfy.t2i_adapter.adapter
+
+    model = comfy.t2i_adapter.adapter.Adapter(cin=192, channels=[32, 64, 64, 64], nums_rb=1, ksize=1, sk=True, use_conv=False, xl=False)
+    return comfy.controlnet.T2IAdapter(models._fill(model, 6), 3, 8, "nearest-exact", device=CPU)
+
+
+@pytest.mark.usefixtures("on_engine")
+class TestControl:
+    def run(self, *controls, **more):
+        prompts = {"positive": with_control(models.prompt("sd15", 1), *controls), "negative": with_control(models.prompt("sd15", 2), *controls)}
+        return lambda patcher: models.sample(patcher, "sd15", **prompts, **more)
+
+    def test_a_controlnet(self):
+        got, expected = both(models.sd15(), self.run(comfy.controlnet.ControlNet(control_model(), load_device=CPU)))
+        assert models.relative(got, expected) < TOLERANCE
+        assert models.relative(got, models.sample(models.sd15(), "sd15")) > 1e-3
+
+    def test_two_controlnets_and_a_t2i_adapter_in_a_chain(self):
+        chain = (comfy.controlnet.ControlNet(control_model(), load_device=CPU), t2i_adapter(), comfy.controlnet.ControlNet(control_model(8), load_device=CPU))
+        got, expected = both(models.sd15(), self.run(*chain))
+        assert models.relative(got, expected) < TOLERANCE
+
+    def test_a_controlnet_on_one_of_the_prompts(self):
+        control = comfy.controlnet.ControlNet(control_model(), load_device=CPU)
+        run = {"positive": with_control(models.prompt("sd15", 1), control)}
+        got, expected = both(models.sd15(), lambda patcher: models.sample(patcher, "sd15", **run))
+        assert models.relative(got, expected) < TOLERANCE
+
+    @pytest.mark.parametrize("adapted", [False, True], ids=["alone", "with a LoRA on the model"])
+    def test_a_control_lora_takes_the_models_patched_weights(self, adapted):
+        generator = torch.Generator().manual_seed(2)
+        own = control_model().state_dict()
+        weights = {k: v for k, v in own.items() if k.startswith(("input_hint_block", "zero_convs", "middle_block_out"))}
+        for name in [k.removesuffix(".weight") for k, v in own.items() if "attn1.to_" in k and k.endswith("weight")]:
+            out, inner = own[name + ".weight"].shape
+            weights |= {name + ".up": torch.randn(out, 2, generator=generator) * 0.2, name + ".down": torch.randn(2, inner, generator=generator) * 0.2}
+        plain = models.sd15()
+        if adapted:
+            plain = comfy.sd.load_lora_for_models(plain, None, lora_file(plain), 0.8, 0)[0]
+        got, expected = both(plain, self.run(comfy.controlnet.ControlLora(weights)))
+        assert models.relative(got, expected) < TOLERANCE
+
+
+# ---- prompts and masks
+
+
+@pytest.mark.usefixtures("on_engine")
+class TestConditioning:
+    def test_a_mask_on_the_latent(self):
+        mask = torch.zeros(1, 1, 128, 192)
+        mask[..., 40:90, 60:150] = 1
+        latent = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(3))
+        got, expected = both(models.sd15(), lambda patcher: models.sample(patcher, "sd15", latent=latent, noise_mask=mask))
+        assert models.relative(got, expected) < TOLERANCE
+
+    def test_an_inpainting_model_with_its_mask_and_image(self):
+        plain = models.sd15(in_channels=9)
+        plain.model.set_inpaint()
+        mask = torch.zeros(1, 1, 16, 24)
+        mask[..., 4:12, 6:18] = 1
+        image = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(3))
+        extra = {"concat_latent_image": image, "concat_mask": mask}
+        run = {"positive": models.prompt("sd15", 1, **extra), "negative": models.prompt("sd15", 2, **extra)}
+        got, expected = both(plain, lambda patcher: models.sample(patcher, "sd15", **run))
+        assert models.relative(got, expected) < TOLERANCE
+
+    def test_areas_and_masks_of_prompts(self):
+        first = models.prompt("sd15", 1, area=(8, 12, 0, 0), strength=1.0)
+        second = models.prompt("sd15", 3, area=(16, 12, 0, 12), strength=0.8)
+        mask = torch.zeros(1, 16, 24)
+        mask[:, 4:10] = 1
+        third = models.prompt("sd15", 4, mask=mask, mask_strength=0.7, set_area_to_bounds=False)
+        got, expected = both(models.sd15(), lambda patcher: models.sample(patcher, "sd15", positive=[*first, *second, *third, *models.prompt("sd15", 5)]))
+        assert models.relative(got, expected) < TOLERANCE
+
+    def test_reference_latents(self):
+        reference = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(3))
+        run = {"positive": models.prompt("flux", 1, reference_latents=[reference]), "negative": models.prompt("flux", 2)}
+        got, expected = both(models.flux(), lambda patcher: models.sample(patcher, "flux", **run))
+        assert models.relative(got, expected) < TOLERANCE
+
+    def test_guidance_of_another_strength(self):
+        plain = models.flux()
+        split = split_model(plain, "0,1")
+        for guidance in (3.5, 1.0):
+            run = {"positive": models.prompt("flux", 1, guidance=guidance), "cfg": 1.0, "steps": 2}
+            assert models.relative(models.sample(split, "flux", **run), models.sample(plain, "flux", **run)) < TOLERANCE
+
+    def test_batches_of_latents(self):
+        got, expected = both(models.sd15(), lambda patcher: models.sample(patcher, "sd15", batch=3, steps=2))
+        assert models.relative(got, expected) < TOLERANCE
+
+    def test_another_noise_schedule_and_prediction(self):
+        """An object patch of what stands around the diffusion model."""
+        import comfy.model_sampling
+
+        plain = models.sd15()
+
+        class Sampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.V_PREDICTION):
+            pass
+
+        patched = plain.clone()
+        patched.add_object_patch("model_sampling", Sampling(plain.model.model_config))
+        got, expected = both(patched, lambda patcher: models.sample(patcher, "sd15"))
+        assert models.relative(got, expected) < TOLERANCE
+
+
+# ---- wrappers
+
+
+@pytest.mark.usefixtures("on_engine")
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_easycache_skips_the_same_steps(order):
+    nodes_easycache = pytest.importorskip("comfy_extras.nodes_easycache")
+    plain = models.sd15()
+
+    def cached(patcher):
+        return nodes_easycache.EasyCacheNode.execute(patcher, 0.6, 0.1, 0.95, False).args[0]
+
+    def run(patcher):
+        before = engine_stats()["engine_calls"]
+        result = models.sample(patcher, "sd15", steps=8)
+        return result, engine_stats()["engine_calls"] - before
+
+    expected, _ = run(cached(plain))
+    got, calls = run(split_model(cached(plain), "0,1") if order == "before" else cached(split_model(plain, "0,1")))
+    assert calls < 8, "some steps are skipped"
+    assert models.relative(got, expected) < 1e-3
+    assert models.relative(got, models.sample(plain, "sd15", steps=8)) > 1e-3
+
+
+@pytest.mark.usefixtures("on_engine")
+def test_wrappers_of_other_nodes_run_around_the_engine():
+    import comfy.patcher_extension
+
+    seen = []
+
+    def around(name):
+        def wrapper(executor, *args, **kwargs):
+            seen.append(name)
+            return executor(*args, **kwargs) * 1.25
+
+        return wrapper
+
+    plain = models.sd15()
+    kinds = comfy.patcher_extension.WrappersMP
+    first = plain.clone()
+    first.add_wrapper(kinds.DIFFUSION_MODEL, around("inner"))
+    split = split_model(first, "0,1")
+    split.add_wrapper(kinds.APPLY_MODEL, around("outer"))
+    expected = first.clone()
+    expected.add_wrapper(kinds.APPLY_MODEL, around("outer"))
+    assert models.relative(models.sample(split, "sd15"), models.sample(expected, "sd15")) < TOLERANCE
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :] and "inner" in seen
+
+
+# ---- what stands inside the model
+
+
+def freeu(patcher):
+    from comfy_extras.nodes_freelunch import FreeU_V2
+
+    return FreeU_V2.execute(patcher, 1.3, 1.4, 0.9, 0.2).args[0] if hasattr(FreeU_V2, "execute") else FreeU_V2().patch(patcher, 1.3, 1.4, 0.9, 0.2)[0]
+
+
+def ip_adapter(patcher):
+    """Image tokens beside the prompt's, as IPAdapter adds them."""
+    generator = torch.Generator().manual_seed(5)
+    k, v = (torch.randn(1, 4, 64, generator=generator) for _ in range(2))
+
+    def replace(q, k_text, v_text, extra_options):
+        from comfy.ldm.modules.attention import optimized_attention
+
+        heads = extra_options["n_heads"]
+        image = optimized_attention(q, k[..., : q.shape[-1]].expand(len(q), -1, -1), v[..., : q.shape[-1]].expand(len(q), -1, -1), heads)
+        return optimized_attention(q, k_text, v_text, heads) + 0.7 * image
+
+    patched = patcher.clone()
+    patched.set_model_attn2_replace(replace, "middle", 0)
+    return patched
+
+
+def hypertile(patcher):
+    from comfy_extras.nodes_hypertile import HyperTile
+
+    args = (patcher, 64, 2, 0, False)
+    return HyperTile.execute(*args).args[0] if hasattr(HyperTile, "execute") else HyperTile().patch(*args)[0]
+
+
+def tome(patcher):
+    from comfy_extras.nodes_tomesd import TomePatchModel
+
+    return TomePatchModel.execute(patcher, 0.4).args[0] if hasattr(TomePatchModel, "execute") else TomePatchModel().patch(patcher, 0.4)[0]
+
+
+def deep_shrink(patcher):
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale as Node
+
+    args = (patcher, 2, 2.0, 0.0, 0.5, True, "bicubic", "bicubic")
+    return Node.execute(*args).args[0] if hasattr(Node, "execute") else Node().patch(*args)[0]
+
+
+def pag(patcher):
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance as Node
+
+    return Node.execute(patcher, 2.0).args[0] if hasattr(Node, "execute") else Node().patch(patcher, 2.0)[0]
+
+
+def sag(patcher):
+    from comfy_extras.nodes_sag import SelfAttentionGuidance as Node
+
+    return Node.execute(patcher, 0.5, 2.0).args[0] if hasattr(Node, "execute") else Node().patch(patcher, 0.5, 2.0)[0]
+
+
+@pytest.mark.parametrize("node", [freeu, ip_adapter, hypertile, tome, deep_shrink, pag, sag])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_patches_inside_a_unet_are_honoured(node, order, caplog):
+    caplog.set_level(logging.WARNING, logger="comfytp")
+    plain = models.sd15()
+
+    def run(patcher):
+        torch.manual_seed(3)
+        return models.sample(patcher, "sd15", steps=3)
+
+    expected = run(node(plain))
+    got = run(split_model(node(plain), "0,1") if order == "before" else node(split_model(plain, "0,1")))
+    assert models.relative(got, expected) < 1e-3
+    assert len({record.message for record in caplog.records}) == len(caplog.records), "a reason is said once"
+
+
+def test_skipped_layers_of_a_dit_are_honoured():
+    from comfy_extras import nodes_slg
+
+    plain = models.sd3()
+
+    def slg(patcher):
+        node = nodes_slg.SkipLayerGuidanceDiT
+        args = (patcher, "0", "", 3.0, 0.0, 1.0, 0.0)
+        return node.execute(*args).args[0] if hasattr(node, "execute") else node().skip_guidance(*args)[0]
+
+    got, expected = both(slg(plain), lambda patcher: models.sample(patcher, "sd3"))
+    assert models.relative(got, expected) < 1e-3
+
+
+# ---- what PyTorch runs
+
+
+class TestFallBack:
+    def run_and_warn(self, caplog, patcher, plain):
+        caplog.set_level(logging.WARNING, logger="comfytp")
+        expected = models.sample(plain, "sd15")
+        caplog.clear()
+        before = engine_stats()
+        got = models.sample(patcher, "sd15")
+        after = engine_stats()
+        assert torch.equal(got, expected)
+        assert after["torch_fallbacks"] - before["torch_fallbacks"] == 3 and after["engine_calls"] == before["engine_calls"]
+        (record,) = caplog.records
+        assert "plain PyTorch" in record.message
+        return record.message
+
+    def test_a_foreign_forward_on_a_part(self, caplog):
+        plain = models.sd15()
+        block = plain.model.diffusion_model.middle_block[0]
+        block.forward = lambda x, emb: type(block).forward(block, x, emb) * 0.5
+        message = self.run_and_warn(caplog, split_model(plain, "0,1"), plain)
+        assert "'middle_block.0'" in message
+
+    def test_a_foreign_forward_on_the_whole_with_a_lora(self, caplog):
+        plain = models.sd15()
+        module = plain.model.diffusion_model
+        module.forward = lambda *args, **kwargs: type(module).forward(module, *args, **kwargs) * 0.5
+        patched = comfy.sd.load_lora_for_models(plain, None, lora_file(plain), 0.8, 0)[0]
+        caplog.set_level(logging.WARNING, logger="comfytp")
+        got, expected = both(patched, lambda patcher: models.sample(patcher, "sd15"))
+        assert torch.equal(got, expected)
+
+    def test_injections(self, caplog):
+        from comfy.patcher_extension import PatcherInjection
+
+        plain = models.sd15()
+        patched = plain.clone()
+        bias = plain.model.diffusion_model.out[2].bias
+
+        def add(amount):
+            def change(_):
+                with torch.no_grad():
+                    bias.add_(amount)
+
+            return change
+
+        patched.set_injections("theirs", [PatcherInjection(add(1.0), add(-1.0))])
+        message = self.run_and_warn(caplog, split_model(patched, "0,1"), patched)
+        assert "theirs injects" in message
+
+    def test_an_object_patch_inside_the_model(self, caplog):
+        plain = models.sd15()
+        patched = plain.clone()
+        patched.add_object_patch("diffusion_model.middle_block.1", models.sd15().model.diffusion_model.middle_block[1])
+        patched.add_object_patch("diffusion_model.out.2", torch.nn.Conv2d(32, 4, 3, padding=1, bias=False))
+        self.run_and_warn(caplog, split_model(patched, "0,1"), patched)
+
+
+# ---- the built-in split by prompts
+
+
+class TestWorkUnits:
+    @pytest.fixture
+    def multigpu(self):
+        return pytest.importorskip("comfy.multigpu")
+
+    def test_behind_ours_it_steps_aside(self, multigpu, monkeypatch, caplog):
+        import comfy.model_management
+        import comfytp.comfyui.patcher as ours
+
+        monkeypatch.setattr(ours, "_warned", False)
+        caplog.set_level(logging.WARNING, logger="comfytp")
+        monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: [CPU, torch.device("meta")])
+        plain = models.sd15()
+        expected = models.sample(plain, "sd15")
+        both = multigpu.create_multigpu_deepclones(split_model(plain, "0,1"), 2)
+        monkeypatch.undo()
+        assert models.relative(models.sample(both, "sd15"), expected) < TOLERANCE
+        assert caplog.text.count("MultiGPU CFG Split steps aside") == 1
+
+    def test_before_ours_it_steps_aside(self, multigpu, monkeypatch, caplog):
+        import comfytp.comfyui.patcher as ours
+
+        monkeypatch.setattr(ours, "_warned", False)
+        caplog.set_level(logging.WARNING, logger="comfytp")
+        plain = models.sd15()
+        expected = models.sample(plain, "sd15")
+        units = plain.clone()
+        second = models.sd15()
+        second.is_multigpu_base_clone = True
+        units.set_additional_models("multigpu", [second])
+        split = split_model(units, "0,1")
+        assert models.relative(models.sample(split, "sd15"), expected) < TOLERANCE
+        assert "multigpu" not in split.additional_models and "multigpu" in units.additional_models
+        assert caplog.text.count("MultiGPU CFG Split steps aside") == 1
