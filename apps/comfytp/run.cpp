@@ -1,6 +1,8 @@
 // comfytp run: one call of the denoiser, from a file to a file.
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "commands.h"
@@ -43,7 +45,16 @@ std::map<std::string, HostTensor> read_inputs(const std::string& path) {
   return inputs;
 }
 
+// What is read must outlive the call.
+void keep_apart(const std::string& output, const std::string& read) {
+  std::error_code none;
+  require(!std::filesystem::equivalent(path_from_utf8(output), path_from_utf8(read), none),
+          "[run] expected an --output that is not read from but got {}", output);
+}
+
 int run(const Options& options) {
+  keep_apart(options.output, options.inputs);
+  keep_apart(options.output, options.model.checkpoint);
   const auto plan = options.model.plan();
   auto tensors = read_inputs(options.inputs);
   Progress progress("loading weights");

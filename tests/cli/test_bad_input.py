@@ -211,6 +211,16 @@ def test_a_device_too_small_is_named(comfytp, checkpoint, inputs, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_output_never_replaces_what_is_read(comfytp, checkpoint, inputs, tmp_path):
+    model = tmp_path / "model.safetensors"
+    model.symlink_to(checkpoint)
+    read = inputs()
+    for output in (model, read):
+        before = output.read_bytes()
+        comfytp.fails("run", model, "--inputs", read, "--output", output, naming=output.name)
+        assert output.read_bytes() == before
+
+
 def test_output_is_readable_by_others(comfytp, checkpoint, inputs, tmp_path):
     output = tmp_path / "out.safetensors"
     comfytp("run", checkpoint, "--inputs", inputs(), "--output", output)
