@@ -1,5 +1,7 @@
 #include "options.h"
 
+#include <nlohmann/json.hpp>
+
 #include <charconv>
 
 #include "base/error.h"
@@ -47,7 +49,7 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
       command.add_option("--mesh", mesh, "Axes and their sizes, as in batch=2,tensor=2; tensor=2:1 gives unequal parts (default tensor=N)");
   auto* w =
       command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: 1/N of every weight");
-  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32 or bf16")->capture_default_str();
+  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32 or bf16 (default f32, or what --plan says)");
   add_heads(command, heads);
   if (accepts_plan)
     command.add_option("--plan", plan_file, "What `comfytp plan --json` printed, in place of --devices, --mesh and --weights")
@@ -74,8 +76,14 @@ planner::Plan ModelOptions::plan() const {
 }
 
 DType ModelOptions::compute_dtype() const {
-  const auto dtype = dtype_from_name(compute);
-  require(dtype == DType::f32 || dtype == DType::bf16, "[compute] expected f32 or bf16 but got '{}'", compute);
+  std::string name = compute.value_or("f32");
+  if (!compute && plan_file) {
+    const auto json = nlohmann::json::parse(read_text(*plan_file), nullptr, false);  // plan() says what is wrong with a broken file
+    const auto at = nlohmann::json::json_pointer("/call/compute");
+    if (json.is_object() && json.contains(at) && json.at(at).is_string()) name = json.at(at).get<std::string>();
+  }
+  require(name == "f32" || name == "bf16", "[compute] expected f32 or bf16 but got '{}'", name);
+  const auto dtype = dtype_from_name(name);
   return dtype;
 }
 

@@ -15,14 +15,14 @@ namespace comfytp::cli {
 /// Which model on which devices.
 struct ModelOptions {
   std::string checkpoint;
-  std::optional<std::string> devices, mesh, weights, plan_file;
-  std::string compute = "f32";
+  std::optional<std::string> devices, mesh, weights, plan_file, compute;
   models::HeadOptions heads;
 
   /// `accepts_plan`: --plan FILE may stand instead of devices, mesh and weights.
   void add_to(CLI::App& command, bool accepts_plan);
   /// What the options or the plan's file say, checked. Throws Error.
   planner::Plan plan() const;
+  /// The option's, else the plan's file's, else f32.
   DType compute_dtype() const;
   /// Maps the checkpoint, recognises it, opens the devices of `plan`.
   std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, std::function<void(std::int64_t, std::int64_t)> progress = {}) const;

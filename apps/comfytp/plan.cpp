@@ -56,7 +56,7 @@ ordered_json to_json(const planner::Plan& plan, const Options& options, const mo
                   {"height", call.height * 8},
                   {"batch", call.batch},
                   {"tokens", call.tokens},
-                  {"compute", options.model.compute}};
+                  {"compute", std::string(name_of(options.model.compute_dtype()))}};
   root["report"] = {{"weight_bytes_total", whole.weight_bytes}, {"flops_total", whole.flops}, {"devices", report}, {"notes", notes}};
   return root;
 }

@@ -69,6 +69,14 @@ def test_run_takes_a_plan(comfytp, checkpoint, inputs, tmp_path):
     assert np.array_equal(planned, run(comfytp, checkpoint, inputs(), tmp_path / "b.safetensors", *options))
 
 
+def test_a_plan_brings_its_compute_dtype(comfytp, checkpoint, inputs, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(comfytp("plan", checkpoint, *SMALL, "--compute", "bf16", "--json").out)
+    planned = run(comfytp, checkpoint, inputs(), tmp_path / "a.safetensors", "--plan", plan)
+    assert np.array_equal(planned, run(comfytp, checkpoint, inputs(), tmp_path / "b.safetensors", "--compute", "bf16"))
+    assert not np.array_equal(planned, run(comfytp, checkpoint, inputs(), tmp_path / "c.safetensors"))
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_output_has_the_dtype_of_x(comfytp, checkpoint, inputs, tmp_path, dtype):
     reference = run(comfytp, checkpoint, inputs(), tmp_path / "f32.safetensors")
