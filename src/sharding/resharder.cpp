@@ -206,7 +206,7 @@ ValueId Resharder::leaf(const Node& node, ValueId value, const Wants& wants, con
   const auto& shape = whole_.type(value).shape;
   const bool vector = std::count_if(shape.begin(), shape.end(), [](std::int64_t s) { return s != 1; }) <= 1;
   // Biases and norms' weights are so small that fetching them would cost more than keeping them.
-  if (is(node, "weight") && placement_ == Placement::gathered && !vector) return fetch(node, boxes);
+  if (is(node, "weight") && placement_ == Placement::gathered && !vector && only_first.empty()) return fetch(node, boxes);
   ValueId id = -1;
   for (int d = 0; d < mesh_.size(); ++d) {
     auto& device = devices[static_cast<std::size_t>(d)];
