@@ -5,17 +5,15 @@ from typing import Any
 
 from . import _core
 
-_WRITABLE = ("f64", "f32", "f16", "bf16")
-
 
 def empty_like_kind(kind: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """A new array of the library that `kind` belongs to, with the same memory as an array of the core.
 
-    dtype is the engine's name. Where the library lacks bf16 (numpy), or the engine does not write the dtype (fp8,
-    integers), it is f32. Libraries without a from_dlpack of their own get the core's array, which has __dlpack__.
+    dtype is the engine's name. Where the library lacks bf16 (numpy), or the engine does not write the dtype (fp8), it is
+    f32. Libraries without a from_dlpack of their own get the core's array, which has __dlpack__.
     """
     library = type(kind).__module__.partition(".")[0]
-    if dtype not in _WRITABLE or (library == "numpy" and dtype == "bf16"):
+    if dtype.startswith("f8") or (library == "numpy" and dtype == "bf16"):
         dtype = "f32"
     array = _core.empty(shape, dtype)
     from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)

@@ -61,7 +61,7 @@ class Denoiser:
             shape; diffusers' names down_block_additional_residuals and mid_block_additional_residual work too.
 
         All are arrays in host memory that speak DLPack, of any floating dtype and any strides, and are read where they lie.
-        The result comes in the library and the dtype of x (f32 where x is no float of 16 bits or more). Other Python threads
+        The result comes in the library and the dtype of x (f32 for fp8). Other Python threads
         run meanwhile; Ctrl-C ends the call. Raises Error naming the input, Cancelled, Timeout.
         """
         inputs = {"x": x, "timesteps": timesteps, "context": context}
