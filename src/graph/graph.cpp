@@ -62,6 +62,11 @@ std::vector<int> Graph::use_counts() const {
 
 bool is(const Node& node, std::string_view op) { return node.op->name() == op; }
 
+std::string input_part(const Attrs& attrs) {
+  if (!attrs.has("offset")) return attrs.text("name");
+  return fmt::format("{} {} {}", attrs.text("name"), comfytp::to_string(attrs.ints("offset")), comfytp::to_string(attrs.ints("shape")));
+}
+
 void verify(const Graph& graph) {
   std::set<std::string> names;
   for (const auto& node : graph.nodes()) {
@@ -71,7 +76,7 @@ void verify(const Graph& graph) {
     require(node.op->infer(node.attrs, op.in) == op.out, "[verify] {} '{}' states types that its rule does not give",
             node.op->name(), node.name);
     if (is(node, "input"))
-      require(names.insert("in " + node.attrs.text("name")).second, "[verify] expected one input '{}' but got two",
+      require(names.insert("in " + input_part(node.attrs)).second, "[verify] expected one input '{}' but got two",
               node.attrs.text("name"));
   }
   for (const auto& output : graph.outputs()) {

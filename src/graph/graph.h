@@ -56,6 +56,9 @@ class Graph {
 
 bool is(const Node& node, std::string_view op);
 
+/// What tells an input apart: its name; on a device, which may read several parts of one input, with the part.
+std::string input_part(const Attrs& attrs);
+
 /// Checks what add_node cannot know: that every type is what the op infers, that operands come before their use, names of
 /// inputs and outputs are unique. Throws Error naming the node.
 void verify(const Graph& graph);

@@ -295,6 +295,20 @@ TEST(Engine, ProgressReachesTheTotal) {
   EXPECT_EQ(seen.back().second, f.engine->stats().uploaded_bytes);
 }
 
+TEST_P(EverySplit, AnInputThatIsReadInTwoWaysGivesWhatTheGraphGives) {
+  // The first convolution wants all channels, the norm behind which the other stands a part of them.
+  Graph g;
+  graph::Builder b(g, DType::f32);
+  const std::int64_t c = 12;
+  const auto x = b.input("x", {2, c, 6, 5}, DType::f32);
+  const auto norm = b.unary("silu", b.group_norm(x, b.weight("norm.weight", {c}), b.weight("norm.bias", {c}), 6, 1e-5, "norm"));
+  const auto inner = b.conv2d(norm, b.weight("conv.weight", {c, c, 3, 3}), b.weight("conv.bias", {c, 1, 1}), 1, 1, "conv");
+  const auto skip = b.conv2d(x, b.weight("skip.weight", {c, c, 1, 1}), b.weight("skip.bias", {c, 1, 1}), 1, 0, "skip");
+  g.add_output("y", b.add(inner, skip));
+  Fixture f(g, options_for(GetParam().mesh, GetParam().placement));
+  EXPECT_LT(f.run_and_compare(g, HostInputs(g)), 1e-5);
+}
+
 TEST(Meshes, AnotherArrangementOfTheSameDevicesGivesTheSame) {
   const Graph g = small_unet();
   Fixture f(g, options_for("batch=2"));
