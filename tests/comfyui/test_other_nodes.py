@@ -159,7 +159,7 @@ def test_easycache_skips_the_same_steps(order):
     plain = models.sd15()
 
     def cached(patcher):
-        return nodes_easycache.EasyCacheNode.execute(patcher, 0.6, 0.1, 0.95, False).args[0]
+        return apply(nodes_easycache.EasyCacheNode, patcher, 0.6, 0.1, 0.95, False)
 
     def run(patcher):
         before = engine_stats()["engine_calls"]
@@ -201,10 +201,17 @@ def test_wrappers_of_other_nodes_run_around_the_engine():
 # ---- what stands inside the model
 
 
+def apply(node, *args):
+    """What a node's function gives, of either kind of node."""
+    function = node.execute if hasattr(node, "execute") else getattr(node(), node.FUNCTION)
+    result = function(*args)
+    return getattr(result, "args", result)[0]
+
+
 def freeu(patcher):
     from comfy_extras.nodes_freelunch import FreeU_V2
 
-    return FreeU_V2.execute(patcher, 1.3, 1.4, 0.9, 0.2).args[0] if hasattr(FreeU_V2, "execute") else FreeU_V2().patch(patcher, 1.3, 1.4, 0.9, 0.2)[0]
+    return apply(FreeU_V2, patcher, 1.3, 1.4, 0.9, 0.2)
 
 
 def ip_adapter(patcher):
@@ -227,33 +234,31 @@ def ip_adapter(patcher):
 def hypertile(patcher):
     from comfy_extras.nodes_hypertile import HyperTile
 
-    args = (patcher, 64, 2, 0, False)
-    return HyperTile.execute(*args).args[0] if hasattr(HyperTile, "execute") else HyperTile().patch(*args)[0]
+    return apply(HyperTile, patcher, 64, 2, 0, False)
 
 
 def tome(patcher):
     from comfy_extras.nodes_tomesd import TomePatchModel
 
-    return TomePatchModel.execute(patcher, 0.4).args[0] if hasattr(TomePatchModel, "execute") else TomePatchModel().patch(patcher, 0.4)[0]
+    return apply(TomePatchModel, patcher, 0.4)
 
 
 def deep_shrink(patcher):
-    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale as Node
+    from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 
-    args = (patcher, 2, 2.0, 0.0, 0.5, True, "bicubic", "bicubic")
-    return Node.execute(*args).args[0] if hasattr(Node, "execute") else Node().patch(*args)[0]
+    return apply(PatchModelAddDownscale, patcher, 2, 2.0, 0.0, 0.5, True, "bicubic", "bicubic")
 
 
 def pag(patcher):
-    from comfy_extras.nodes_pag import PerturbedAttentionGuidance as Node
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 
-    return Node.execute(patcher, 2.0).args[0] if hasattr(Node, "execute") else Node().patch(patcher, 2.0)[0]
+    return apply(PerturbedAttentionGuidance, patcher, 2.0)
 
 
 def sag(patcher):
-    from comfy_extras.nodes_sag import SelfAttentionGuidance as Node
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
 
-    return Node.execute(patcher, 0.5, 2.0).args[0] if hasattr(Node, "execute") else Node().patch(patcher, 0.5, 2.0)[0]
+    return apply(SelfAttentionGuidance, patcher, 0.5, 2.0)
 
 
 @pytest.mark.parametrize("node", [freeu, ip_adapter, hypertile, tome, deep_shrink, pag, sag])
@@ -278,9 +283,7 @@ def test_skipped_layers_of_a_dit_are_honoured():
     plain = models.sd3()
 
     def slg(patcher):
-        node = nodes_slg.SkipLayerGuidanceDiT
-        args = (patcher, "0", "", 3.0, 0.0, 1.0, 0.0)
-        return node.execute(*args).args[0] if hasattr(node, "execute") else node().skip_guidance(*args)[0]
+        return apply(nodes_slg.SkipLayerGuidanceDiT, patcher, 3.0, 0.0, 1.0, "0", "", 0.0)
 
     got, expected = both(slg(plain), lambda patcher: models.sample(patcher, "sd3"))
     assert models.relative(got, expected) < 1e-3

@@ -5,11 +5,15 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import torch
 
 from .. import _core
 from ..importer.dtypes import NAMES
+from . import callouts
 from .modes import Layout
 from .patched_weights import PatchedWeights
+from .segments import Segments
+from .site import Live
 
 _TIMEOUT = 600.0
 _PROGRESS_AFTER = 2.0
@@ -33,12 +37,18 @@ class Engine:
 
     def __init__(self, reader: Reader, devices: list[str], layout: Layout) -> None:
         self.layout = layout
+        self.live = Live()  # of the call that runs
         self.programs = _core.Programs(reader, ",".join(devices), layout.meshes[0], layout.placement, _TIMEOUT)
 
     def add_weights(self, mapping: Any) -> None:
         self.programs.add_weights(mapping)
 
     def compile(self, graph: Any) -> Any:
+        if any(name.startswith(callouts.PREFIX) for name in graph.inputs):
+            return Segments(graph, self._compile)
+        return self._compile(graph)
+
+    def _compile(self, graph: Any) -> Any:
         """Over the mesh that suits this graph best; of equal ones the first."""
         best, least = None, float("inf")
         for mesh in self.layout.meshes:
@@ -49,7 +59,37 @@ class Engine:
         return best
 
     def run(self, compiled: Any, inputs: Any, outputs: Any) -> None:
-        self.programs.run(compiled, inputs, outputs, _Watch(self.programs))
+        """Raises ShapesDiffer where a callout's function does."""
+        watch = _Watch(self.programs)
+        if not isinstance(compiled, Segments):
+            self.programs.run(compiled, inputs, outputs, watch)
+            return
+        device = self.live.options["sigmas"].device if "sigmas" in self.live.options else torch.device("cpu")
+
+        def call(site: callouts.Site, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            function = self.live.functions[site.address]
+            return site.run(function, [tensor.to(device) for tensor in tensors], self.live.options)
+
+        compiled.run(lambda *arguments: self.programs.run(*arguments, watch), inputs, outputs, call)
+
+    def report(self, compiled: Any) -> dict[str, Any]:
+        """Of parts with callouts in between: their sums, and the most of their activations."""
+        if not isinstance(compiled, Segments):
+            return self.programs.report(compiled)
+        reports = [self.programs.report(part[0]) for part in compiled.parts if part is not None]
+        whole = {**reports[0], "devices": [dict(device) for device in reports[0]["devices"]]}
+        for report in reports[1:]:
+            for device, more in zip(whole["devices"], report["devices"], strict=True):
+                device["weight_bytes"] += more["weight_bytes"]
+                device["flops"] += more["flops"]
+                device["activation_bytes"] = max(device["activation_bytes"], more["activation_bytes"])
+                kinds = {**device["collectives"]}
+                for kind, entry in more["collectives"].items():
+                    known = kinds.get(kind, {"count": 0, "bytes": 0})
+                    kinds[kind] = {key: known[key] + entry[key] for key in known}
+                device["collectives"] = kinds
+        whole["notes"] = [*dict.fromkeys(note for report in reports for note in report["notes"]), f"{len(compiled.sites)} callouts to other nodes' code"]
+        return whole
 
     def update(self, keys: set[str]) -> None:
         self.programs.update(keys, _Watch(self.programs))

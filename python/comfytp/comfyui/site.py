@@ -1,5 +1,6 @@
 """The place where a diffusion model is called, as a module that can be captured."""
 
+import ast
 import copy
 import inspect
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..importer import Unsupported
+from . import callouts
 from .patched_weights import PREFIX, as_fp8, is_quantised
 
 _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device)
@@ -17,10 +19,25 @@ _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.de
 class Wanted:
     """Entries of transformer_options that the model's code was seen to read. Shared with copies of whatever holds it."""
 
+    __slots__ = ("names",)  # no part of what a capture hangs on
+
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def __deepcopy__(self, memo: Any) -> "Wanted":
+        return self
+
+
+class Live:
+    """The transformer_options of the call that runs, and the functions that other nodes put in them."""
+
+    __slots__ = ("functions", "options")
+
+    def __init__(self) -> None:
+        self.options: Mapping[str, Any] = {}
+        self.functions: dict[tuple[Any, ...], Any] = {}
+
+    def __deepcopy__(self, memo: Any) -> "Live":
         return self
 
 
@@ -101,16 +118,30 @@ class Site(torch.nn.Module):
         self._name = name
         self._resized = dict(resized)
         self.wanted = Wanted()
+        self.live = Live()
 
-    def forward(self, *args: Any, options: Mapping[str, Any], hidden: str, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, options: Mapping[str, Any], hidden: str, sites: str = "", variant: str = "", **kwargs: Any) -> Any:
         options = Options(options, frozenset(hidden.split(",")) - {""}, self.wanted)
+        for address, name in ast.literal_eval(sites or "[]"):
+            self._place(options, address, name)
         with _KitchenOpened():
             return getattr(self.diffusion_model, self._name)(*args, transformer_options=options, **kwargs)
+
+    def _place(self, options: Options, address: tuple[Any, ...], name: str) -> None:
+        """What stands at `address` of transformer_options while the model is captured."""
+        function = self.live.functions[address]
+        if not callouts.is_native(name):
+            function = callouts.StandIn(address, function, self.live.options, _entries_of)
+        group, kind, place = address
+        if group == "patches":
+            dict.setdefault(dict.setdefault(options, group, {}), kind, []).append(function)
+        else:
+            dict.setdefault(dict.setdefault(options, group, {}), kind, {})[place] = function
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Site":
         quantised = {name: part for name, part in self.diffusion_model.named_modules() if is_quantised(getattr(part, "weight", None))}
         site = Site(copy.deepcopy(self.diffusion_model, memo), self._name, self._resized)
-        site.wanted = self.wanted
+        site.wanted, site.live = self.wanted, self.live
         for name, part in quantised.items():
             _open(site.diffusion_model, name, part)
         for key, shape in self._resized.items():
@@ -118,6 +149,15 @@ class Site(torch.nn.Module):
             owner = site.diffusion_model.get_submodule(module)
             owner._parameters[name] = _parameter(getattr(owner, name).new_empty(shape))
         return site
+
+
+def _entries_of(value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Of transformer_options, or of a copy of them with all entries, those that are not as they were given; else None."""
+    if isinstance(value, Options):
+        return {key: item for key, item in dict.items(value) if key not in ("patches", "patches_replace")}
+    if any(isinstance(item, _Unread) for item in value.values()):
+        return {key: item for key, item in value.items() if not isinstance(item, _Unread)}
+    return None
 
 
 def split_arguments(original: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
@@ -141,8 +181,10 @@ def split_arguments(original: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def visible(options: Mapping[str, Any], wanted: Wanted) -> tuple[dict[str, Any], str]:
-    """The entries that are read, and the names of the others that are there."""
+    """The entries that are read, and the names of the others that are there. Patches are told apart from these."""
     there = {name: value for name, value in options.items() if not (value is None or (isinstance(value, (dict, list, tuple)) and not value))}
+    there.pop("patches", None)
+    there.pop("patches_replace", None)
     shown = {name: there.pop(name) for name in sorted(wanted.names) if name in there}
     for name, value in shown.items():
         if not _is_plain(value):

@@ -12,7 +12,7 @@ import torch
 
 from ..importer import Unsupported
 from ..importer.calls import Calls
-from . import counters, modes, report
+from . import callouts, counters, modes, report
 from .devices import torch_device
 from .engine import Engine, Reader
 from .patched_weights import PatchedWeights, Unreadable
@@ -22,6 +22,7 @@ from .support import why_not
 
 _log = logging.getLogger("comfytp")
 _MOST_TRIES = 16  # entries of transformer_options found to be read, one a try
+_MOST_VARIANTS = 4  # captures that differ in what patches give
 
 # Lives as long as ComfyUI's model does, so that a node that runs again with another LoRA finds the weights on the devices.
 _splits: "weakref.WeakKeyDictionary[Any, dict[Any, SplitModel]]" = weakref.WeakKeyDictionary()
@@ -48,6 +49,7 @@ class SplitModel:
         self._resized: Mapping[str, Any] = {}
         self._state: Any = None
         self._signatures: dict[str, Any] = {}
+        self._variants: dict[str, list[int]] = {}  # by patches: which of their captures to try, the last that did first
         self._warned: set[str] = set()
         self._seen: set[int] = set()  # programs whose plan was told
         self._tracked = False
@@ -84,7 +86,7 @@ class SplitModel:
 
     def _on_engine(self, patcher: SplitPatcher, module: torch.nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs, options = split_arguments(original, args, kwargs)
-        if reason := why_not(patcher, module, original, options):
+        if reason := why_not(patcher, module, original):
             raise Unsupported(reason)
         start = time.monotonic()
         self._reader.weights = PatchedWeights(patcher)
@@ -108,6 +110,26 @@ class SplitModel:
         return result
 
     def _attempt(self, site: Site, calls: Calls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+        live = self._engine.live = site.live
+        live.options, live.functions = dict(options), callouts.functions(options)
+        sites = callouts.address_list(options)
+        order = self._variants.setdefault(str(sites), list(range(_MOST_VARIANTS)))
+        try:
+            for variant in list(order) if sites else (0,):
+                extra = {"sites": repr(sites), "variant": f"{variant}"} if sites else {}
+                try:
+                    result = self._learn(site, calls, args, {**kwargs, **extra}, options)
+                except callouts.ShapesDiffer as error:
+                    reason = error
+                    continue
+                order.remove(variant)
+                order.insert(0, variant)
+                return result
+            raise Unsupported(f"what a patch gives changes its form again and again: {reason}")
+        finally:
+            live.options, live.functions = {}, {}
+
+    def _learn(self, site: Site, calls: Calls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
         for _ in range(_MOST_TRIES):
             known = set(site.wanted.names)
             shown, hidden = visible(options, site.wanted)
@@ -201,7 +223,7 @@ class SplitModel:
 
     def report(self) -> dict[str, Any]:
         """What the devices hold and do for the last call: see Engine.report."""
-        return self._engine.programs.report(self._last)
+        return self._engine.report(self._last)
 
     def _name(self) -> str:
         model = self._model()
@@ -219,7 +241,7 @@ class SplitModel:
             return
         if id(compiled) not in self._seen:
             self._seen.add(id(compiled))
-            _log.info("%s, mode %s: %s\n%s", self._name(), self.mode, self._layout.meaning, report.table(self._engine.programs.report(compiled)))
+            _log.info("%s, mode %s: %s\n%s", self._name(), self.mode, self._layout.meaning, report.table(self._engine.report(compiled)))
         waited = ", ".join(f"{s:.3f}" for s in after["collective_seconds"])
         _log.info("%s: call took %.3f s, in collectives %s s", self._name(), seconds, waited)
 
