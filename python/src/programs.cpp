@@ -44,7 +44,8 @@ class Asked final : public weights::Source {
               weights::in_quotes(key), name_of(stored.dtype), to_string(shape_of(box)), name_of(part.dtype), to_string(part.shape));
       copy(part, TensorView::dense(out, stored.dtype, part.shape));
     } catch (const nb::python_error& error) {
-      fail("[weights] {} cannot be read: {}", weights::in_quotes(key), error.what());
+      const auto type = nb::cast<std::string>(error.type().attr("__name__")), text = nb::cast<std::string>(nb::str(error.value()));
+      fail("[weights] {} cannot be read: {}: {}", weights::in_quotes(key), type, text);
     }
   }
 

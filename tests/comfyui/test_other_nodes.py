@@ -24,8 +24,12 @@ def both(plain, run):
 # ---- control
 
 
-def control_model(seed=5):
-    config = {k: v for k, v in models.sd15().model.model_config.unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
+# Two blocks a level, as T2I adapters count.
+DEEP = {"num_res_blocks": [2, 2], "transformer_depth": [1, 1, 1, 1], "transformer_depth_output": [1] * 6}
+
+
+def control_model(seed=5, **changes):
+    config = {k: v for k, v in models.sd15(**changes).model.model_config.unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     model = comfy.cldm.cldm.ControlNet(**config, hint_channels=3, operations=comfy.ops.disable_weight_init)
     return models._fill(model, seed).eval()
 
@@ -44,7 +48,7 @@ def with_control(conds, *controls):
 def t2i_adapter():
     import comfy.t2i_adapter.adapter
 
-    model = comfy.t2i_adapter.adapter.Adapter(cin=192, channels=[32, 64, 64, 64], nums_rb=1, ksize=1, sk=True, use_conv=False, xl=False)
+    model = comfy.t2i_adapter.adapter.Adapter(cin=192, channels=[32, 64], nums_rb=2, ksize=1, sk=True, use_conv=False, xl=False)
     return comfy.controlnet.T2IAdapter(models._fill(model, 6), 3, 8, "nearest-exact", device=CPU)
 
 
@@ -60,8 +64,11 @@ class TestControl:
         assert models.relative(got, models.sample(models.sd15(), "sd15")) > 1e-3
 
     def test_two_controlnets_and_a_t2i_adapter_in_a_chain(self):
-        chain = (comfy.controlnet.ControlNet(control_model(), load_device=CPU), t2i_adapter(), comfy.controlnet.ControlNet(control_model(8), load_device=CPU))
-        got, expected = both(models.sd15(), self.run(*chain))
+        first, second = (comfy.controlnet.ControlNet(control_model(seed, **DEEP), load_device=CPU) for seed in (5, 8))
+        plain = models.sd15(**DEEP)
+        got, expected = both(plain, self.run(first, t2i_adapter(), second))
+        without = models.sample(plain, "sd15", positive=with_control(models.prompt("sd15", 1), first, second))
+        assert models.relative(got, without) > 1e-3
         assert models.relative(got, expected) < TOLERANCE
 
     def test_a_controlnet_on_one_of_the_prompts(self):
@@ -261,10 +268,10 @@ def sag(patcher):
     return apply(SelfAttentionGuidance, patcher, 0.5, 2.0)
 
 
+@pytest.mark.usefixtures("on_engine")
 @pytest.mark.parametrize("node", [freeu, ip_adapter, hypertile, tome, deep_shrink, pag, sag])
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_patches_inside_a_unet_are_honoured(node, order, caplog):
-    caplog.set_level(logging.WARNING, logger="comfytp")
+def test_patches_inside_a_unet_are_honoured(node, order):
     plain = models.sd15()
 
     def run(patcher):
@@ -273,10 +280,37 @@ def test_patches_inside_a_unet_are_honoured(node, order, caplog):
 
     expected = run(node(plain))
     got = run(split_model(node(plain), "0,1") if order == "before" else node(split_model(plain, "0,1")))
-    assert models.relative(got, expected) < 1e-3
-    assert len({record.message for record in caplog.records}) == len(caplog.records), "a reason is said once"
+    assert models.relative(got, expected) < TOLERANCE
+    assert models.relative(got, run(plain)) > 1e-3
 
 
+@pytest.mark.usefixtures("on_engine")
+def test_a_patch_is_given_what_comfyui_gives_it():
+    seen = {}
+
+    def patch(q, k, v, extra_options):
+        told = {key: value for key, value in extra_options.items() if isinstance(value, (int, float, str, tuple, list)) and key != "uuids"}
+        seen.setdefault(len(told), []).append((tuple(q.shape), tuple(k.shape), float(extra_options["sigmas"][0]), told))
+        return q, k, v * 1.1
+
+    def run(patcher):
+        patched = patcher.clone()
+        patched.set_model_attn1_patch(patch)
+        result = models.sample(patched, "sd15", steps=2)
+        got = dict(seen)
+        seen.clear()
+        return result, got
+
+    plain = models.sd15()
+    expected, theirs = run(plain)
+    split = split_model(plain, "0,1")
+    run(split)  # while it is captured the patch is asked too
+    got, ours = run(split)
+    assert models.relative(got, expected) < TOLERANCE
+    assert ours == theirs
+
+
+@pytest.mark.usefixtures("on_engine")
 def test_skipped_layers_of_a_dit_are_honoured():
     from comfy_extras import nodes_slg
 
@@ -286,8 +320,31 @@ def test_skipped_layers_of_a_dit_are_honoured():
         return apply(nodes_slg.SkipLayerGuidanceDiT, patcher, 3.0, 0.0, 1.0, "0", "", 0.0)
 
     got, expected = both(slg(plain), lambda patcher: models.sample(patcher, "sd3"))
-    assert models.relative(got, expected) < 1e-3
+    assert models.relative(got, expected) < TOLERANCE
+    assert models.relative(got, models.sample(plain, "sd3")) > 1e-3
 
+
+@pytest.mark.usefixtures("on_engine")
+def test_without_patches_nothing_is_called_out():
+    split = split_model(models.sd15(), "0,1")
+    models.sample(split, "sd15", steps=1)
+    assert not any("callout" in note for note in split.split.report()["notes"])
+
+
+def test_a_patch_whose_results_change_their_form_again_and_again_is_left_to_pytorch(caplog):
+    caplog.set_level(logging.WARNING, logger="comfytp")
+    counts = iter(range(1, 1000))
+
+    def repeat(q, k, v, extra_options):
+        """Keys that stand there several times change no result."""
+        count = next(counts)
+        return q, k.repeat(1, count, 1), v.repeat(1, count, 1)
+
+    plain = models.sd15()
+    patched = split_model(plain, "0,1")
+    patched.set_model_attn1_patch(repeat)
+    assert models.relative(models.sample(patched, "sd15", steps=2), models.sample(plain, "sd15", steps=2)) < 1e-3
+    assert caplog.text.count("changes its form again and again") == 1
 
 # ---- what PyTorch runs
 

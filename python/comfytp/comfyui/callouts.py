@@ -42,7 +42,7 @@ def _write(translator: Any, _: Any, tensors: list[Any], site: str, results: str)
     number = len({name.split(".")[1] for name in writer.graph.outputs if name.startswith(PREFIX)})
     what = f"{PREFIX}{number}.{repr((site, results)).encode().hex()}"
     for i, value in enumerate(tensors):
-        writer.output(f"{what}.in.{i}", value)
+        getattr(writer, "output", writer.graph.output)(f"{what}.in.{i}", value)
     return [writer.input(f"{what}.out.{i}", tuple(shape) or (1,), TORCH[dtype], "call") for i, (shape, dtype) in enumerate(ast.literal_eval(results))]
 
 

@@ -104,7 +104,7 @@ class SplitPatcher(_Plain):
             for name, value in vars(self).items():
                 if name not in ("split", "_twin", "plain_class", "plain_parent"):
                     vars(twin).setdefault(name, value)
-            twin.parent, twin.size, twin.additional_models = self.plain_parent, 0, {}
+            twin.parent, twin.size, twin.additional_models, twin.is_injected = self.plain_parent, 0, {}, False
             if hasattr(twin, "register_load_device"):
                 twin.register_load_device(twin.load_device)
             self._twin = twin
@@ -115,6 +115,7 @@ class SplitPatcher(_Plain):
     def load_plain(self) -> None:
         """Loads and patches the model for PyTorch, as a sampler with the plain patcher would."""
         plain = self.plain()
+        self.eject_model()
         comfy.model_management.load_models_gpu([plain])
         if self.current_hooks is not None:
             plain.apply_hooks(self.current_hooks)
@@ -133,6 +134,7 @@ class SplitPatcher(_Plain):
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
         plain = self.plain()
+        self.eject_model()
         comfy.model_management.load_models_gpu([plain])
         return plain.state_dict_for_saving(*args, **kwargs)
 

@@ -11,10 +11,9 @@ import comfy.model_management
 import torch
 
 from ..importer import Unsupported
-from ..importer.calls import Calls
 from . import callouts, counters, modes, report
 from .devices import torch_device
-from .engine import Engine, Reader
+from .engine import Engine, EngineCalls, Reader
 from .patched_weights import PatchedWeights, Unreadable
 from .patcher import Satellite, SplitPatcher
 from .site import Site, split_arguments, visible
@@ -45,7 +44,7 @@ class SplitModel:
         self._reader = Reader()
         self._engine: Engine | None = None
         self._layout: modes.Layout | None = None
-        self._sites: dict[str, tuple[Site, Calls]] = {}
+        self._sites: dict[str, tuple[Site, EngineCalls]] = {}
         self._resized: Mapping[str, Any] = {}
         self._state: Any = None
         self._signatures: dict[str, Any] = {}
@@ -109,7 +108,7 @@ class SplitModel:
         self._tell(patcher, calls.last.compiled, before, after, time.monotonic() - start)
         return result
 
-    def _attempt(self, site: Site, calls: Calls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+    def _attempt(self, site: Site, calls: EngineCalls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
         live = self._engine.live = site.live
         live.options, live.functions = dict(options), callouts.functions(options)
         sites = callouts.address_list(options)
@@ -129,7 +128,7 @@ class SplitModel:
         finally:
             live.options, live.functions = {}, {}
 
-    def _learn(self, site: Site, calls: Calls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+    def _learn(self, site: Site, calls: EngineCalls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
         for _ in range(_MOST_TRIES):
             known = set(site.wanted.names)
             shown, hidden = visible(options, site.wanted)
@@ -140,11 +139,11 @@ class SplitModel:
                     raise
         raise Unsupported(f"the model reads more than {_MOST_TRIES} entries of transformer_options")
 
-    def _site(self, module: torch.nn.Module, name: str) -> tuple[Site, Calls]:
+    def _site(self, module: torch.nn.Module, name: str) -> tuple[Site, EngineCalls]:
         if name not in self._sites:
             # Messages of a capture name the class.
             site = type(type(module).__name__, (Site,), {})(module, name, self._resized)
-            self._sites[name] = site, Calls(site, self._engine)
+            self._sites[name] = site, EngineCalls(site, self._engine)
         return self._sites[name]
 
     def _patcher(self) -> SplitPatcher | None:
