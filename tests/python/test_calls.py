@@ -10,7 +10,7 @@ import torch
 
 import comfytp
 
-ROWS, WIDTH, LAYERS = 1024, 512, 500
+ROWS, WIDTH, LAYERS = 1024, 512, 300
 
 
 @pytest.fixture(scope="module", params=["cpu:0", "cpu:0,cpu:1"])

@@ -124,7 +124,7 @@ class SplitModel:
                 order.remove(variant)
                 order.insert(0, variant)
                 return result
-            raise Unsupported(f"what a patch gives changes its form again and again: {reason}")
+            raise Unsupported(f"what the {reason} gives changes its form again and again")
         finally:
             live.options, live.functions = {}, {}
 
