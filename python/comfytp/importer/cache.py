@@ -11,6 +11,7 @@ import torch
 from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from .dtypes import NAMES, TORCH
+from .key import content_hash
 from .program import Output, Program
 
 
@@ -39,9 +40,11 @@ def load(name: str) -> Program | None:
         from safetensors import safe_open
 
         with safe_open(place / f"{name}.safetensors", "pt") as file:
-            described = json.loads(file.metadata()["call"])
+            graph, call, digest = (file.metadata()[name] for name in ("graph", "call", "digest"))
             tables = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            graph = file.metadata()["graph"]
+        if digest != _digest(graph, call, tables):
+            return None
+        described = json.loads(call)
         return Program(graph, tables, described["inputs"], [_value(o) for o in described["outputs"]], treespec_loads(described["out_spec"]))
     except Exception:  # missing, cut short, of another version: whatever it is, the model is captured anew
         return None
@@ -56,20 +59,26 @@ def save(name: str, program: Program) -> None:
     try:
         from safetensors.torch import save_file
 
-        call = {
+        described = {
             "inputs": program.inputs,
             "outputs": [_described(o) for o in program.outputs],
             "out_spec": treespec_dumps(program.out_spec),
         }
+        call = json.dumps(described)
         place.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=place, suffix=".tmp")
         os.close(handle)
         tables = {key: table.contiguous() for key, table in program.tables.items()}
-        save_file(tables, temporary, {"graph": program.graph, "call": json.dumps(call)})
+        save_file(tables, temporary, {"graph": program.graph, "call": call, "digest": _digest(program.graph, call, tables)})
         os.replace(temporary, place / f"{name}.safetensors")
     except Exception:  # no safetensors, a full or read-only disk, a result that has no text form
         if temporary is not None:
             pathlib.Path(temporary).unlink(missing_ok=True)
+
+
+def _digest(graph: str, call: str, tables: dict[str, torch.Tensor]) -> str:
+    contents = [(key, str(table.dtype), tuple(table.shape), content_hash(table)) for key, table in sorted(tables.items())]
+    return hashlib.sha256(repr((graph, call, contents)).encode()).hexdigest()
 
 
 def _described(output: Any) -> Any:

@@ -76,6 +76,8 @@ class Calls:
         """The module's result. Raises Unsupported where the call cannot be captured."""
         if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
             raise Unsupported("an argument asks for gradients")
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            raise Unsupported("the call stands in torch.autocast")
         arguments = arguments_of(self._module.forward, args, kwargs)
         with self._lock:
             arguments, ready = self._find(arguments)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,7 +169,8 @@ def _undisturbed(module: torch.nn.Module):
     for cache in caches:
         cache.cache_clear()
     try:
-        with torch.no_grad(), torch.device("cpu"):
+        with torch.no_grad(), torch.device("cpu"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own parts, and what the model says when it really runs
             yield
     finally:
         for cache in caches:

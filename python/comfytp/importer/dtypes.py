@@ -22,6 +22,7 @@ TORCH = {name: dtype for dtype, name in NAMES.items()}
 # What devices compute in. The dtypes that a graph does not compute in are widened or, f64, narrowed: models use it for
 # angles of positions, which f32 holds.
 _COMPUTED = {torch.float64: "f32", torch.float16: "f32", torch.float8_e4m3fn: "f32", torch.float8_e5m2: "f32"}
+_COMPUTED |= {torch.complex64: "f32", torch.complex128: "f32"}  # each part
 
 
 def computed(dtype: torch.dtype) -> str:

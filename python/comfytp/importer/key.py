@@ -137,7 +137,7 @@ def _state(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, _FIXED_TYPES):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        return ("tensor", str(value.dtype), tuple(value.shape), _digest(value))
+        return ("tensor", str(value.dtype), tuple(value.shape), "" if value.is_meta else content_hash(value))  # a capture keeps them
     if id(value) in seen:
         return "seen"
     seen[id(value)] = value
@@ -159,13 +159,6 @@ def _state(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     return (_class(value), _state(vars(value), seen) if hasattr(value, "__dict__") else "")
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    """Of the contents: a capture keeps them as constants."""
-    if tensor.is_meta:
-        return ""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _code(code: types.CodeType) -> Any:

@@ -123,11 +123,12 @@ class SplitModule(torch.nn.Module):
 
     def engine_stats(self) -> dict[str, Any]:
         """Counters since the split: "uploaded_bytes" of weights, "captures", "engine_calls", "torch_fallbacks" (calls that PyTorch
-        ran); and the engine's own: "allocated_weight_bytes" and "allocated_activation_bytes", by device, now."""
+        ran); and the engine's own: "prologues" (how often the prompt's part ran), "allocated_weight_bytes" and
+        "allocated_activation_bytes" (by device, now)."""
         engine = self._engine.stats()
         counters = dataclasses.asdict(self._stats)
         counters["uploaded_bytes"] += engine["uploaded_bytes"]
-        return {**counters, **{key: engine[key] for key in ("allocated_weight_bytes", "allocated_activation_bytes")}}
+        return {**counters, **{key: engine[key] for key in ("prologues", "allocated_weight_bytes", "allocated_activation_bytes")}}
 
     def unload(self) -> None:
         """Frees what the devices hold; the next call loads again."""
@@ -184,6 +185,9 @@ class SplitModule(torch.nn.Module):
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
         return self._module.named_buffers(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        return self._module.named_modules(*args, **kwargs)
 
     def named_children(self) -> Any:
         return self._module.named_children()

@@ -48,8 +48,9 @@ def import_call(module: torch.nn.Module, leaves: list[Any], spec: Any, names: Se
         elif isinstance(value, torch.Tensor):
             raise Unsupported("a result that is a fixed tensor is not supported")
         outputs.append(value)
-    read = writer.graph.inputs
-    return Program(str(writer.graph), writer.tables, [name if name in read else None for name in names], outputs, captured.out_spec)
+    graph, read = writer.finish()
+    tables = {key: table for key, table in writer.tables.items() if f'key="{key}"' in graph}
+    return Program(graph, tables, [name if name in read else None for name in names], outputs, captured.out_spec)
 
 
 def _known(module: torch.nn.Module, captured: Captured) -> dict[Any, torch.Tensor]:

@@ -33,6 +33,7 @@ class GraphWriter:
         self.name = ""  # of the nodes that are written now
         self._made: dict[int, _Made] = {}
         self._known: dict[Any, int] = {}
+        self._outputs: list[int] = []
 
     # ---- what is known of a value
 
@@ -47,10 +48,27 @@ class GraphWriter:
         made = self._made[value]
         return made if made.op == op else None
 
+    def output(self, name: str, value: int) -> None:
+        self.graph.output(name, value)
+        self._outputs.append(value)
+
+    def finish(self) -> tuple[str, set[str]]:
+        """The graph's text without what no output needs, and the names of the inputs that are left."""
+        needed, rest = set(), list(self._outputs)
+        while rest:
+            value = rest.pop()
+            if value not in needed:
+                needed.add(value)
+                rest += self._made[value].inputs
+        lines = str(self.graph).splitlines()
+        kept = [line for line in lines if not line.startswith("%") or int(line[1 : line.index(" ")]) in needed]
+        inputs = {self._made[value].attrs["name"] for value in needed if self._made[value].op == "input"}
+        return "\n".join([*kept, ""]), inputs
+
     # ---- leaves
 
     def input(self, name: str, shape: Sequence[int], dtype: torch.dtype, varies: str) -> int:
-        return self._note(self.graph.input(name, list(shape), computed(dtype), varies), "input", ())
+        return self._note(self.graph.input(name, list(shape), computed(dtype), varies), "input", (), {"name": name})
 
     def weight(self, key: str, shape: Sequence[int], dtype: str) -> int:
         found = ("weight", key, tuple(shape), dtype)

@@ -187,6 +187,11 @@ def _gelu(t: Translator, node: torch.fx.Node, x: Value, approximate: str = "none
     return t.writer.op("gelu_tanh" if approximate == "tanh" else "gelu", x)
 
 
+@translates("log1p")
+def _log1p(t: Translator, node: torch.fx.Node, x: Value) -> int:
+    return t.writer.op("log", t.writer.scalar("add", t.writer.cast(x, t.dtype(node)), 1.0))
+
+
 @translates("square")
 def _square(t: Translator, node: torch.fx.Node, x: Value) -> int:
     return t.writer.op("mul", x, x)
@@ -249,6 +254,16 @@ def _nan_to_num(t: Translator, node: torch.fx.Node, x: Value, nan: float | None 
     high, low = (limit if posinf is None else posinf), (-limit if neginf is None else neginf)
     y = w.op("where", w.op("equal", x, x), x, w.fill(nan or 0.0, dtype))
     return w.op("maximum", w.op("minimum", y, w.fill(high, dtype)), w.fill(low, dtype))
+
+
+@translates("isnan")
+def _isnan(t: Translator, node: torch.fx.Node, x: Value) -> int:
+    return t.writer.op("not_equal", x, x)
+
+
+@translates("isinf")
+def _isinf(t: Translator, node: torch.fx.Node, x: Value) -> int:
+    return t.writer.op("equal", t.writer.op("abs", x), t.writer.fill(math.inf, t.writer.dtype(x)))
 
 
 @translates("_to_copy", "to.dtype", "type_as")

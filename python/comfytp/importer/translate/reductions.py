@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..unsupported import Unsupported
 from .translator import Translator, Value, translates
 
 
@@ -38,14 +39,12 @@ def mean(t: Translator, x: int, dims: list[int]) -> int:
     return w.cast(w.op("mul", total, w.fill(1 / count, "f32")), w.dtype(x))
 
 
-@translates("amax", "max.dim")
-def _amax(t: Translator, node: torch.fx.Node, x: Value, dims: Any = None, *_: Any) -> Any:
-    first = node.meta["val"][0] if isinstance(node.meta["val"], (tuple, list)) else node.meta["val"]
-    y = t.writer.reshape(t.writer.op("amax", x, dims=_dims(t, x, dims)), tuple(first.shape))
-    return [y, y] if first is not node.meta["val"] else y
+@translates("amax", "max.default")
+def _amax(t: Translator, node: torch.fx.Node, x: Value, dims: Any = None, *_: Any) -> int:
+    return t.writer.reshape(t.writer.op("amax", x, dims=_dims(t, x, dims)), t.shape(node))
 
 
-@translates("amin")
+@translates("amin", "min.default")
 def _amin(t: Translator, node: torch.fx.Node, x: Value, dims: Any = None, *_: Any) -> int:
     w = t.writer
     return w.reshape(w.op("neg", w.op("amax", w.op("neg", x), dims=_dims(t, x, dims))), t.shape(node))
@@ -68,8 +67,6 @@ def _var(t: Translator, node: torch.fx.Node, x: Value, dims: Any = None, *, corr
 
 @translates("linalg_vector_norm", "norm")
 def _norm(t: Translator, node: torch.fx.Node, x: Value, order: float = 2, dims: Any = None, *_: Any, **__: Any) -> int:
-    from ..unsupported import Unsupported
-
     w = t.writer
     if order != 2:
         raise Unsupported(f"a norm of order {order} is not supported")
@@ -82,6 +79,16 @@ def _norm(t: Translator, node: torch.fx.Node, x: Value, order: float = 2, dims: 
 def _softmax(t: Translator, node: torch.fx.Node, x: Value, dim: int, *_: Any) -> int:
     w = t.writer
     return w.op("softmax", w.cast(x, t.dtype(node)), dim=dim % len(w.shape(x)))
+
+
+@translates("_log_softmax", "log_softmax.int")
+def _log_softmax(t: Translator, node: torch.fx.Node, x: Value, dim: int, *_: Any) -> int:
+    """By the largest score, so that no exponential overflows."""
+    w = t.writer
+    dims = _dims(t, x, dim)
+    x = Value(w.cast(x, t.dtype(node)))
+    low = w.op("sub", x, w.op("amax", x, dims=dims))
+    return w.op("sub", low, w.op("log", w.op("sum", w.op("exp", low), dims=dims)))
 
 
 @translates("cumsum")

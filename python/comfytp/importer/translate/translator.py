@@ -64,7 +64,7 @@ class Translator:
                 value = self._argument(output)
                 if isinstance(value, Pair):
                     raise Unsupported("an output of complex numbers is not supported")
-                self.writer.graph.output(f"output.{i}", value)
+                self.writer.output(f"output.{i}", value)
         return self.writer
 
     # ---- what entries ask
@@ -90,6 +90,8 @@ class Translator:
         if kind == "input" and name not in self._known:
             tensor = node.meta["val"]
             shape = tuple(tensor.shape) or (1,)
+            if tensor.is_complex():
+                raise Unsupported(f"input {self._names[name]} of complex numbers is not supported")
             return Value(self.writer.input(self._names[name], shape, tensor.dtype, self._varies[name]))
         if kind == "parameter":
             return _Parameter(name)

@@ -1,0 +1,136 @@
+"""How long a model's first call takes before anything is loaded: capture, translation, partitioning and lowering at full size,
+and the same from the cache on disk. No weights are needed.
+
+    PYTHONPATH=build/python python bench/capture.py [sdxl flux …]
+"""
+
+import os
+import sys
+import tempfile
+import time
+
+import torch
+
+
+class Shapes:
+    """Weights of which only the shapes are known: enough to prepare a graph for devices."""
+
+    def __init__(self, module):
+        from comfytp.importer.dtypes import NAMES
+
+        self._tensors = {name: (NAMES[p.dtype], tuple(p.shape)) for name, p in module.named_parameters()}
+
+    def tensors(self):
+        return self._tensors
+
+    def read(self, key, starts, stops):
+        raise RuntimeError("nothing is loaded here")
+
+
+class NoRun:
+    """An engine that prepares graphs and runs none."""
+
+    def __init__(self, module, devices):
+        from comfytp import _core
+
+        self._programs = _core.Programs(Shapes(module), devices, "", "resident", 600.0)
+        self.report = None
+
+    def add_weights(self, mapping):
+        self._programs.add_weights(mapping)
+
+    def compile(self, graph):
+        compiled = self._programs.compile(graph)
+        self.report = self._programs.report(compiled)
+        return compiled
+
+    def run(self, compiled, inputs, outputs):
+        pass
+
+
+def sdxl():
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+
+
+def sdxl_call():
+    return {
+        "sample": torch.zeros(2, 4, 128, 128),
+        "timestep": torch.zeros(2),
+        "encoder_hidden_states": torch.zeros(2, 77, 2048),
+        "added_cond_kwargs": {"text_embeds": torch.zeros(2, 1280), "time_ids": torch.zeros(2, 6)},
+    }
+
+
+def flux():
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(guidance_embeds=True)
+
+
+def flux_call():
+    return {
+        "hidden_states": torch.zeros(1, 4096, 64),
+        "encoder_hidden_states": torch.zeros(1, 512, 4096),
+        "pooled_projections": torch.zeros(1, 768),
+        "timestep": torch.zeros(1),
+        "img_ids": torch.zeros(4096, 3),
+        "txt_ids": torch.zeros(512, 3),
+        "guidance": torch.zeros(1),
+    }
+
+
+def qwen_image():
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel()
+
+
+def qwen_image_call():
+    return {
+        "hidden_states": torch.zeros(1, 4096, 64),
+        "encoder_hidden_states": torch.zeros(1, 512, 3584),
+        "encoder_hidden_states_mask": torch.ones(1, 512, dtype=torch.long),
+        "timestep": torch.zeros(1),
+        "img_shapes": [[(1, 64, 64)]],
+    }
+
+
+MODELS = {"sdxl": (sdxl, sdxl_call), "flux": (flux, flux_call), "qwen_image": (qwen_image, qwen_image_call)}
+
+
+def main(names):
+    from comfytp.importer.calls import Calls
+
+    torch.set_num_threads(2)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            os.environ["COMFYTP_CACHE"] = folder
+            build, arguments = MODELS[name]
+            with torch.device("meta"):
+                module = build()
+            call = arguments()
+            for what in ("captured", "from disk"):
+                engine = NoRun(module, "cpu:0,cpu:1")
+                start = time.perf_counter()
+                Calls(module, engine)(**call)
+                print(f"{name:12} {what:10} {time.perf_counter() - start:6.1f} s", flush=True)
+            weights = [device["weight_bytes"] / 2**30 for device in engine.report["devices"]]
+            print(f"{name:12} weights on each device {weights[0]:.1f} and {weights[1]:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["sdxl", "flux"])

@@ -1,0 +1,357 @@
+"""What a module that was split promises around its forward: when it captures, when it falls back, and what it leaves alone."""
+
+import collections
+import dataclasses
+import functools
+import threading
+import warnings
+
+import comfytp
+import pytest
+import torch
+import torch.nn.functional as F
+from comfytp.importer import calls as importer_calls
+
+Result = collections.namedtuple("Result", "first second")
+
+
+class Small(torch.nn.Module):
+    """A feed-forward with what models do around one."""
+
+    def __init__(self, size=8, epsilon=1e-5):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.up = torch.nn.Linear(size, 4 * size)
+        self.down = torch.nn.Linear(4 * size, size)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+        self.requires_grad_(False)
+        self.epsilon = epsilon
+        self.config = {"size": size}
+
+    def forward(self, x, context=None, scale=1.0, steps=1, mask=None, kind="plain"):
+        y = self.down(F.silu(self.up(F.layer_norm(x, x.shape[-1:], eps=self.epsilon)))) * scale
+        if context is not None:
+            y = y + context.mean(1, keepdim=True)
+        if kind == "dict":
+            return {"y": y, "none": None, "count": 3, "pair": (y * 2, x)}
+        if kind == "branch" and scale > 2:
+            return y * 100
+        if kind == "mask":
+            return y[:, : int(mask.sum())]
+        if kind == "sort":
+            return y.sort(-1)[0]
+        if kind == "named":
+            return Result(y, y + steps)
+        return y
+
+
+def x_of(*shape, seed=0):
+    return torch.randn(*(shape or (2, 3, 8)), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def module():
+    return Small()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMFYTP_CACHE", str(tmp_path / "captures"))
+    return tmp_path / "captures"
+
+
+def same(result, expected):
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_capture_serves_all_calls_of_a_shape(module):
+    split = comfytp.split(module)
+    same(split(x_of()), module(x_of()))
+    same(split(x=x_of(seed=1)), module(x_of(seed=1)))
+    same(split(x_of(seed=2).transpose(0, 1).contiguous().transpose(0, 1)), module(x_of(seed=2)))
+    stats = split.engine_stats()
+    assert stats["captures"] == 1 and stats["engine_calls"] == 3 and stats["torch_fallbacks"] == 0
+
+
+def test_other_shapes_and_optional_inputs_are_captures_of_their_own_over_the_same_weights(module):
+    split = comfytp.split(module)
+    split(x_of())
+    uploaded = split.engine_stats()["uploaded_bytes"]
+    assert uploaded > 0
+    for call in ({"x": x_of(1, 5, 8)}, {"x": x_of(), "context": x_of(2, 4, 8)}, {"x": x_of()}):
+        same(split(**call), module(**call))
+    stats = split.engine_stats()
+    assert stats["captures"] == 3
+    assert stats["uploaded_bytes"] == uploaded
+
+
+@pytest.mark.parametrize("kind", ["dict", "named"])
+def test_result_has_the_structure_of_the_modules(module, kind):
+    result, expected = comfytp.split(module)(x_of(), kind=kind), module(x_of(), kind=kind)
+    assert type(result) is type(expected)
+    same(result, expected)
+
+
+def test_captures_are_kept_on_disk(module, own_cache):
+    comfytp.split(module)(x_of())
+    assert len(list(own_cache.iterdir())) == 1
+    again = comfytp.split(Small())
+    same(again(x_of(seed=1)), module(x_of(seed=1)))
+    assert again.engine_stats()["captures"] == 0
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b"linear", b"lineal")])
+def test_damaged_capture_is_made_anew(module, own_cache, damage):
+    comfytp.split(module)(x_of())
+    (file,) = own_cache.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    again = comfytp.split(module)
+    same(again(x_of()), module(x_of()))
+    assert again.engine_stats()["captures"] == 1
+    third = comfytp.split(module)
+    third(x_of())
+    assert third.engine_stats()["captures"] == 0
+
+
+def test_module_with_another_attribute_is_another_module():
+    comfytp.split(Small())(x_of())
+    other = Small(epsilon=0.5)
+    split = comfytp.split(other)
+    same(split(x_of()), other(x_of()))
+    assert split.engine_stats()["captures"] == 1
+
+
+def test_without_a_cache_folder_nothing_is_written(module, own_cache, monkeypatch):
+    monkeypatch.setenv("COMFYTP_CACHE", "")
+    comfytp.split(module)(x_of())
+    assert not own_cache.exists()
+
+
+def test_number_that_changes_becomes_an_input(module):
+    split = comfytp.split(module)
+    for scale in (1.0, 2.0, 3.5, 0.25, 7.0, 1.0):
+        same(split(x_of(), scale=scale), module(x_of(), scale=scale))
+    assert split.engine_stats()["captures"] == 2
+
+
+def test_number_of_the_step_is_an_input_from_the_start(module):
+    split = comfytp.split(module)
+    for steps in (1, 2, 900):
+        same(split(x_of(), steps=steps, kind="named"), module(x_of(), steps=steps, kind="named"))
+    assert split.engine_stats()["captures"] == 1
+
+
+def test_number_that_decides_is_captured_a_few_times_and_then_left_to_torch(module):
+    split = comfytp.split(module)
+    with pytest.warns(UserWarning, match="scale") as warned:
+        for scale in range(10):
+            same(split(x_of(), scale=float(scale), kind="branch"), module(x_of(), scale=float(scale), kind="branch"))
+    assert len([w for w in warned if "comfytp" in str(w.message)]) == 1
+    stats = split.engine_stats()
+    assert stats["captures"] == 4 and stats["torch_fallbacks"] == 6
+
+
+def test_contents_that_decide_are_part_of_the_key(module):
+    split = comfytp.split(module)
+    for length in (2, 3, 2):
+        mask = torch.arange(3) < length
+        same(split(x_of(), mask=mask, kind="mask"), module(x_of(), mask=mask, kind="mask"))
+    stats = split.engine_stats()
+    assert stats["captures"] == 2 and stats["torch_fallbacks"] == 0
+
+
+def test_unknown_op_is_named_in_one_warning_and_run_by_torch(module):
+    split = comfytp.split(module)
+    with pytest.warns(UserWarning, match=r"Small runs in PyTorch, not split: op aten.sort") as warned:
+        for seed in range(3):
+            same(split(x_of(seed=seed), kind="sort"), module(x_of(seed=seed), kind="sort"))
+    assert len([w for w in warned if "comfytp" in str(w.message)]) == 1
+    same(split(x_of()), module(x_of()))
+    stats = split.engine_stats()
+    assert stats["torch_fallbacks"] == 3 and stats["engine_calls"] == 1
+
+
+def test_argument_of_an_unknown_class_is_named(module):
+    with pytest.warns(UserWarning, match="argument kind is a object"):
+        same(comfytp.split(module)(x_of(), kind=object()), module(x_of()))
+
+
+def test_call_for_gradients_is_left_to_torch(module):
+    x = x_of().requires_grad_()
+    with pytest.warns(UserWarning, match="gradients"):
+        comfytp.split(module)(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_call_in_autocast_is_left_to_torch(module):
+    with pytest.warns(UserWarning, match="autocast"), torch.autocast("cpu", dtype=torch.bfloat16):
+        same(comfytp.split(module)(x_of()), module(x_of()))
+
+
+def test_inputs_of_the_prompt_run_once():
+    class Prompted(Small):
+        def forward(self, x, context):
+            return super().forward(x) + self.up(context).mean((1, 2), keepdim=True)
+
+    module = Prompted()
+    split = comfytp.split(module, "cpu:0")
+    for seed in range(4):
+        same(split(x_of(seed=seed), x_of(2, 5, 8)), module(x_of(seed=seed), x_of(2, 5, 8)))
+    assert split.engine_stats()["prologues"] == 1
+    same(split(x_of(), x_of(2, 5, 8, seed=1)), module(x_of(), x_of(2, 5, 8, seed=1)))
+    assert split.engine_stats()["prologues"] == 2
+    named = comfytp.split(module, "cpu:0", prompt_inputs=["x"])
+    for seed in range(3):
+        same(named(x_of(), x_of(2, 5, 8, seed=seed)), module(x_of(), x_of(2, 5, 8, seed=seed)))
+    assert named.engine_stats()["prologues"] == 1
+
+
+# ---- the module and the process are left alone
+
+
+@functools.lru_cache(maxsize=None)
+def angles(count):
+    return torch.arange(count).float() * 0.1
+
+
+class Caching(Small):
+    @functools.lru_cache(maxsize=None)  # noqa: B019
+    def shift(self, count):
+        return angles(count).sin()
+
+    def forward(self, x):
+        return super().forward(x) + self.shift(x.shape[-1]) + angles(x.shape[-1])
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_caches_hold_no_tensor_of_a_capture(ran_before):
+    angles.cache_clear()
+    module = Caching()
+    expected = module(x_of()) if ran_before else None
+    split = comfytp.split(module)
+    result = split(x_of())
+    same(result, module(x_of()))
+    if ran_before:
+        same(result, expected)
+    assert type(angles(8)) is torch.Tensor and type(module.shift(8)) is torch.Tensor
+
+
+def test_capture_leaves_module_and_process_as_they_were(module):
+    before = {name: (id(p), p._version, p.clone()) for name, p in module.named_parameters()}
+    attributes = {part: dict(vars(part)) for part in module.modules()}
+    torch.manual_seed(5)
+    random = torch.random.get_rng_state()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    threads = torch.get_num_threads()
+    grad = torch.is_grad_enabled()
+    comfytp.split(module)(x_of())
+    for name, p in module.named_parameters():
+        assert (id(p), p._version) == before[name][:2] and torch.equal(p, before[name][2])
+    assert attributes == {part: dict(vars(part)) for part in module.modules()}
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()) == (dtype, device, threads)
+    assert torch.is_grad_enabled() == grad
+
+
+def test_everything_but_forward_is_the_modules(module):
+    split = comfytp.split(module)
+    assert split.config is module.config and split.epsilon == module.epsilon
+    assert list(split.state_dict()) == list(module.state_dict())
+    assert [id(p) for p in split.parameters()] == [id(p) for p in module.parameters()]
+    assert [name for name, _ in split.named_modules()] == [name for name, _ in module.named_modules()]
+    assert not split.eval().training and not module.training
+    with pytest.raises(AttributeError, match="nonsense"):
+        split.nonsense  # noqa: B018
+
+
+def test_changed_weights_are_used(module):
+    split = comfytp.split(module)
+    split(x_of())
+    module.up.weight.mul_(2)
+    same(split(x_of()), module(x_of()))
+    split.load_state_dict({name: p * 0.5 for name, p in module.state_dict().items()})
+    same(split(x_of()), module(x_of()))
+    module.down = torch.nn.Linear(32, 8).requires_grad_(False)
+    same(split(x_of()), module(x_of()))
+    split.to(torch.bfloat16)
+    assert split(x_of().bfloat16()).dtype == torch.bfloat16
+
+
+def test_module_of_another_structure_is_captured_anew(module):
+    split = comfytp.split(module)
+    split(x_of())
+    module.down = torch.nn.Sequential(module.down, torch.nn.SiLU())
+    same(split(x_of()), module(x_of()))
+
+
+def test_tied_weights_and_buffers_and_plain_tensors(module):
+    class Tied(Small):
+        def __init__(self):
+            super().__init__()
+            self.again = self.up
+            self.register_buffer("table", torch.arange(8.0), persistent=False)
+            self.plain = torch.full((8,), 0.5)
+
+        def forward(self, x):
+            return self.down(self.up(x) + self.again(x)) + self.table + self.plain * x
+
+    tied = Tied()
+    same(comfytp.split(tied)(x_of()), tied(x_of()))
+
+
+def test_plan_says_what_devices_hold(module):
+    split = comfytp.split(module, "cpu:0,cpu:1", mesh="tensor=2")
+    with pytest.raises(comfytp.Error, match="after the first call"):
+        split.plan  # noqa: B018
+    split(x_of())
+    plan = split.plan
+    assert plan.devices == ["cpu:0", "cpu:1"] and plan.mesh == "tensor=2"
+    assert plan.weight_bytes_total == sum(p.nbytes for p in module.parameters())
+    assert all(0 < held < plan.weight_bytes_total for held in plan.weight_bytes_per_device)
+    assert dataclasses.is_dataclass(plan) and len(plan.flops_per_device) == 2
+    split.unload()
+    assert split.engine_stats()["allocated_weight_bytes"] == [0, 0]
+    same(split(x_of()), module(x_of()))
+
+
+@pytest.mark.parametrize("devices", ["", "cpu:0,,x", "cpu:-1", "tpu:0"])
+def test_bad_devices_are_refused_at_once(module, devices):
+    with pytest.raises(comfytp.Error):
+        comfytp.split(module, devices)
+
+
+def test_long_capture_says_so(module, monkeypatch, capfd):
+    comfytp.split(module)(x_of())
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(importer_calls, "_PROGRESS_AFTER", 0.0)
+    comfytp.split(module)(x_of(1, 2, 8))
+    first, second = capfd.readouterr().err.strip().splitlines()
+    assert "capturing Small" in first and "took" in second
+
+
+def test_threads_share_a_module(module):
+    split = comfytp.split(module)
+    failures = []
+
+    def call(seed):
+        try:
+            for i in range(5):
+                size = 2 + (seed + i) % 3
+                same(split(x_of(size, 3, 8, seed=seed)), module(x_of(size, 3, 8, seed=seed)))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert split.engine_stats()["captures"] == 3
+
+
+def test_no_warning_comes_from_a_capture(module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        comfytp.split(module)(x_of())
