@@ -67,7 +67,6 @@ class _Unet:
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=32,
             attention_head_dim=4,
-            norm_num_groups=8,
         )
 
     @staticmethod
@@ -107,7 +106,6 @@ class _Sdxl:
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + 16,
-            norm_num_groups=8,
         )
 
     @staticmethod
