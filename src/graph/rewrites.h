@@ -11,10 +11,14 @@ namespace comfytp::graph {
 /// and casts that do nothing go; small nodes of constants become constants; equal nodes become one; what nothing needs goes.
 Graph normalise(const Graph& graph);
 
+/// Where a device does what stands between two heavy ops: in the heavy op's epilogue (oneDNN), or in passes of its own (a GPU, whose
+/// plain matmuls and convolutions are faster).
+enum class Fusion { epilogues, passes };
+
 /// After partitioning, on one device's graph: bias, activation, products and sums that stand alone behind a linear or a
 /// convolution become its epilogue; silu behind a group_norm becomes its activation. Nothing moves from the prologue into
 /// the call.
-Graph fuse(const Graph& graph);
+Graph fuse(const Graph& graph, Fusion fusion = Fusion::epilogues);
 
 /// For every node: does it depend on inputs that vary with the call? The others (those that hang on prompt inputs,
 /// weights and constants alone) are the prologue and run once per prompt. A fetch_weight whose readers all vary counts as

@@ -181,6 +181,37 @@ const Case kCases[] = {
     {"LayerNorm", "%9 = layer_norm(%1, %2, %2) {epsilon=0.3333333333333333}", {2, 3}, {0, -1, 4, 0, -1, 4}},
     {"RmsNorm", "%9 = rms_norm(%2, %2) {epsilon=2.0}", {3}, {0.5, 0.5, 2}},
     {"RowMoments", "%9 = row_moments(%1)", {1, 2, 3}, {3, 2, 2, 3, 5, 2}},
+    {"PointwiseInOrder",
+     R"(
+       %5 = split_dim(%2) {dim=0, sizes=[1,3]}
+       %9 = pointwise(%1, %2, %1, %5) {steps="bias,mul,relu,add_one_mul", channel=1})",
+     {2, 3},
+     {4, 0, 45, 40, 0, 144}},
+    {"PointwiseBroadcasts",
+     R"(
+       %5 = split_dim(%1) {dim=0, sizes=[1,2]}
+       %6 = transpose(%5) {order=[0,2,1]}
+       %7 = constant() {shape=[1,1,2], values=[10.0,0.0], dtype="f32"}
+       %9 = pointwise(%6, %2, %7, %6) {steps="bias,add,mul", channel=1})",
+     {1, 3, 2},
+     {12, 20, 22, 20, 45, 48}},
+    {"FusedNorm",
+     R"(
+       %5 = constant() {shape=[2,1], values=[0.0,-3.0], dtype="f32"}
+       %6, %7 = fused_norm(%1, %5, %2, %2, %1) {pre="add", norm="layer_norm", epsilon=0.3333333333333333, affine="weight,bias", post="add"}
+       %9 = concat(%6, %7) {dim=0})",
+     {4, 3},
+     {1, 2, 3, 1, 2, 3, 1, 1, 7, 4, 4, 10}},
+    {"FusedNormAlone",
+     "%9 = fused_norm(%2, %2, %2) {pre=\"\", norm=\"rms_norm\", epsilon=2.0, affine=\"weight\", post=\"add_one_mul\"}",
+     {3},
+     {1, 0, 6}},
+    {"Glu", "%9 = glu(%2, %2, %2) {activation=\"gelu\", biases=\"gate\"}", {3}, {gelu(2), -gelu(-2), 2 * gelu(4)}},
+    {"GluWithoutBiases", "%9 = glu(%2, %2) {activation=\"silu\", biases=\"\"}", {3}, {silu(1), -silu(-1), 2 * silu(2)}},
+    {"GluOfTwoBiases",
+     "%9 = glu(%2, %2, %2, %2) {activation=\"sigmoid\", biases=\"value,gate\"}",
+     {3},
+     {silu(2), silu(-2), silu(4)}},
     {"GroupNorm",
      R"(
        %5 = constant() {shape=[1,4,1], values=[1.0,3.0,2.0,2.0], dtype="f32"}

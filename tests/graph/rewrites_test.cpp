@@ -52,7 +52,12 @@ TEST_P(RewriteOf, FindsNothingMoreInItsOwnResult) {
 }
 
 const Rewrite kRewrites[] = {
-    {"normalise", normalise}, {"fuse", fuse}, {"fuse_normalised", [](const Graph& g) { return fuse(normalise(g)); }}, {"prune", prune}};
+    {"normalise", normalise},
+    {"fuse", [](const Graph& g) { return fuse(g); }},
+    {"fuse_into_passes", [](const Graph& g) { return fuse(g, Fusion::passes); }},
+    {"fuse_normalised", [](const Graph& g) { return fuse(normalise(g)); }},
+    {"fuse_normalised_into_passes", [](const Graph& g) { return fuse(normalise(g), Fusion::passes); }},
+    {"prune", prune}};
 INSTANTIATE_TEST_SUITE_P(Random, RewriteOf, testing::Combine(testing::ValuesIn(kRewrites), testing::Range(0, 6)), [](const auto& info) {
   return std::string(std::get<0>(info.param).name) + std::to_string(std::get<1>(info.param));
 });

@@ -74,6 +74,11 @@ inline std::vector<OpCase> op_cases() {
   cases.push_back({"group_norm", {{"groups", 6}, {"epsilon", 1e-5}}, {f({2, 12, 5, 4}), f({12}), f({12})}});
   cases.push_back({"group_norm", {{"groups", 2}, {"epsilon", 1e-5}, {"activation", text("silu")}}, {f({3, 6, 7}), f({6}), f({6})}});
   cases.push_back({"layer_norm", {{"epsilon", 1e-5}}, {f({3, 5, 9}), f({9}), f({9})}});
+  cases.push_back({"pointwise", {{"steps", text("bias,add,gelu")}, {"channel", 1}}, {f({2, 5, 4}), f({5}), f({2, 5, 1})}});
+  cases.push_back({"fused_norm",
+                   {{"pre", text("add")}, {"norm", text("layer_norm")}, {"epsilon", 1e-5}, {"affine", text("weight")}, {"post", text("mul")}},
+                   {f({2, 5, 6}), f({2, 5, 6}), f({6}), f({2, 1, 6})}});
+  cases.push_back({"glu", {{"activation", text("gelu")}, {"biases", text("value")}}, {f({2, 5, 6}), f({2, 5, 6}), f({6})}});
   cases.push_back({"group_moments", {{"groups", 3}}, {f({2, 6, 4, 3})}});
   cases.push_back({"row_moments", {}, {f({2, 5, 6})}});
   cases.push_back({"upsample_nearest",

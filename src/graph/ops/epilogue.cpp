@@ -6,25 +6,14 @@
 
 namespace comfytp::graph {
 
-std::vector<std::string> epilogue_of(const Attrs& attrs) {
-  std::vector<std::string> steps;
-  const std::string list = attrs.text_or("epilogue", "");
-  for (std::size_t at = 0; at < list.size();) {
-    const auto end = std::min(list.find(',', at), list.size());
-    steps.push_back(list.substr(at, end - at));
-    at = end + 1;
-  }
-  return steps;
-}
-
-bool takes_operand(std::string_view step) { return step == "bias" || step == "mul" || step == "add"; }
+std::vector<std::string> epilogue_of(const Attrs& attrs) { return steps_of(attrs.text_or("epilogue", "")); }
 
 void check_epilogue(std::string_view op, const Attrs& attrs, std::span<const Type> in, std::size_t skip, const Type& out,
                     std::size_t channel_dim) {
   std::size_t next = skip;
   for (const auto& step : epilogue_of(attrs)) {
     if (step == "silu" || step == "gelu") continue;
-    require(takes_operand(step), "[{}] expected an epilogue of bias, mul, add, silu, gelu but got '{}'", op, step);
+    require(step == "bias" || step == "mul" || step == "add", "[{}] expected an epilogue of bias, mul, add, silu, gelu but got '{}'", op, step);
     require(next < in.size(), "[{}] expected an operand for '{}' of the epilogue but got none", op, step);
     const Type expected{out.dtype, step == "bias" ? Shape{out.shape[channel_dim]} : out.shape};
     require(in[next] == expected, "[{}] expected {} as {} but got {}", op, step, to_string(expected), to_string(in[next]));

@@ -7,12 +7,11 @@
 #include <string_view>
 #include <vector>
 
-#include "graph/op.h"
+#include "graph/ops/steps.h"
 
 namespace comfytp::graph {
 
 std::vector<std::string> epilogue_of(const Attrs& attrs);
-bool takes_operand(std::string_view step);
 /// Checks the operands behind the first `skip` inputs.
 void check_epilogue(std::string_view op, const Attrs& attrs, std::span<const Type> in, std::size_t skip, const Type& out, std::size_t channel_dim);
 /// Appends the operands' rules; with an epilogue the contracted factors cannot be cut (it would be applied to parts).

@@ -143,7 +143,7 @@ class Fuser {
 
 }  // namespace
 
-Graph fuse(const Graph& graph) {
+Graph fuse(const Graph& graph, Fusion) {
   const Graph needed = prune(graph);  // a reader that nobody needs is no reason to keep a value
   return Fuser(needed).run();
 }
