@@ -69,6 +69,21 @@ def through_the_node(split, x, t, **kwargs):
         split.cleanup()
 
 
+@pytest.mark.parametrize("kernel", ["attention_basic", "attention_sub_quad", "attention_split"])
+def test_attention_is_one_op_whatever_kernel_comfyui_uses(kernel, monkeypatch):
+    """Scores that are written out would need memory that grows with the square of the tokens."""
+    import comfy.ldm.modules.attention as attention
+
+    from comfytp.comfyui.engine import Engine
+
+    texts, compile = [], Engine.compile
+    monkeypatch.setattr(Engine, "compile", lambda self, graph: texts.append(str(graph)) or compile(self, graph))
+    monkeypatch.setattr(attention, "optimized_attention", getattr(attention, kernel))
+    models.sample(split_model(models.sd15(), "0,1"), "sd15", steps=1)
+    assert texts[0].count(" = attention(") == 14 and " = softmax(" not in texts[0]
+    assert attention.optimized_attention is getattr(attention, kernel)
+
+
 @pytest.mark.parametrize("family", list(models.FAMILIES))
 def test_no_device_holds_the_whole(family):
     plain = models.FAMILIES[family]()

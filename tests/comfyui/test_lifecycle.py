@@ -119,7 +119,7 @@ class TestCancel:
     def test_in_the_middle_of_a_call_it_takes_less_than_a_second(self):
         plain = models.sd15(model_channels=128)
         split = split_model(plain, "0,1")
-        latent = torch.randn(2, 4, 96, 96, generator=torch.Generator().manual_seed(1))
+        latent = torch.randn(2, 4, 56, 56, generator=torch.Generator().manual_seed(1))
         models.sample(split, "sd15", steps=1, noise=latent)  # captured and loaded
         start = time.monotonic()
         models.sample(split, "sd15", steps=1, noise=latent)
@@ -141,7 +141,7 @@ class TestCancel:
 
     def test_other_threads_run_while_the_engine_works(self):
         split = split_model(models.sd15(model_channels=128), "0,1")
-        latent = torch.randn(2, 4, 96, 96, generator=torch.Generator().manual_seed(1))
+        latent = torch.randn(2, 4, 56, 56, generator=torch.Generator().manual_seed(1))
         models.sample(split, "sd15", steps=1, noise=latent)
         longest, stop = [0.0], threading.Event()
 

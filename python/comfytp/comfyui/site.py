@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..importer import Unsupported
-from . import callouts
+from . import attention, callouts
 from .patched_weights import PREFIX, as_fp8, is_quantised
 
 _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device)
@@ -124,7 +124,7 @@ class Site(torch.nn.Module):
         options = Options(options, frozenset(hidden.split(",")) - {""}, self.wanted)
         for address, name in ast.literal_eval(sites or "[]"):
             self._place(options, address, name)
-        with _KitchenOpened():
+        with attention.as_one_op(), _KitchenOpened():
             return getattr(self.diffusion_model, self._name)(*args, transformer_options=options, **kwargs)
 
     def _place(self, options: Options, address: tuple[Any, ...], name: str) -> None:
