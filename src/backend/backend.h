@@ -13,6 +13,7 @@
 #include "base/shape.h"
 #include "base/tensor_view.h"
 #include "graph/graph.h"
+#include "graph/rewrites.h"
 
 namespace comfytp::backend {
 
@@ -27,7 +28,8 @@ struct DeviceSpec {
 /// How a weight lies in a device's memory where that is not row-major.
 struct WeightFormat {
   std::string id;                                                ///< equal ids mean equal bytes
-  std::function<void(const void* plain, void* packed)> pack;     ///< from row-major, same dtype, same number of bytes
+  /// From row-major, same dtype, same number of bytes; both in memory that the device computes on.
+  std::function<void(const void* plain, void* packed)> pack;
   std::shared_ptr<const void> detail;                            ///< the backend's own description
 };
 
@@ -55,7 +57,28 @@ class Kernel {
   virtual ~Kernel() = default;
   /// Scratch memory that `run` needs, 64-byte aligned.
   virtual std::int64_t workspace_bytes() const { return 0; }
+  /// Queues the op behind what its device was given before; a device that queues nothing has run it on return. The same addresses
+  /// may be recorded once and replayed (Device::record): nothing that `run` does on the host may differ between calls.
   virtual void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) = 0;
+};
+
+/// Puts weights into a device's memory. What it needs for that on the way, it has for its own life only.
+class WeightWriter {
+ public:
+  virtual ~WeightWriter() = default;
+  /// `fill` writes the part to host memory, row-major, in the stored dtype; it has been called on return. A part whose buffer has no
+  /// format yet is row-major from now on.
+  virtual void write(WeightBuffer& buffer, const std::function<void(void* host)>& fill) = 0;
+  /// Waits until everything written is in its place. Throws Error.
+  virtual void finish() = 0;
+};
+
+/// Launches that a device was given once and can run again as one.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  /// Queues all of them.
+  virtual void replay() = 0;
 };
 
 /// One device. All calls but the constructor's come from the one worker thread that the runtime gives it.
@@ -63,6 +86,8 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual const DeviceSpec& spec() const = 0;
+  /// What graph::fuse does for this device.
+  virtual graph::Fusion fusion() const = 0;
   /// Called first on the worker thread: affinity, thread counts, contexts.
   virtual void attach() = 0;
   /// Throws Error naming the op when this backend has no kernel for it or not for this dtype.
@@ -74,9 +99,16 @@ class Device {
   /// 64-byte aligned memory. Throws Error with the bytes wanted and the device's name.
   virtual void* allocate(std::int64_t bytes) = 0;
   virtual void release(void* memory, std::int64_t bytes) = 0;
-  /// Between the host's memory and a dense value in `order`, with conversion of the dtype.
-  virtual void read_from_host(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) = 0;
-  virtual void write_to_host(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) = 0;
+  virtual std::unique_ptr<WeightWriter> weight_writer() = 0;
+  /// Calls `launches`, which calls kernels, without running them. Null where the device runs what it is given at once: then nothing
+  /// was called.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& launches) = 0;
+  /// Waits until all that was queued has run. Throws Error when some of it failed.
+  virtual void synchronize() = 0;
+  /// Between a tensor outside and a dense value in `order`, with conversion of the dtype, in the order of the queue. The host's
+  /// memory may be changed or freed on return of read(), and holds the result after synchronize() behind write().
+  virtual void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) = 0;
+  virtual void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) = 0;
 };
 
 /// Opens devices: `position` of `count` virtual CPU devices get their share of the cores. Throws Error naming the device

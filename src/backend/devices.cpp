@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/cpu_device.h"
+#include "backend/library.h"
 #include "base/error.h"
 
 namespace comfytp::backend {
@@ -50,8 +51,18 @@ std::vector<DeviceSpec> parse_devices(const std::string& list) {
 }
 
 std::unique_ptr<Device> open_device(const DeviceSpec& spec, int position, int count) {
-  const auto here = fmt::format("devices here: cpu:0, cpu:1, … cpu:{}", kCpuDevices - 1);
-  require(spec.kind != "cuda", "[devices] '{}': this build has no CUDA backend; {}", spec.name(), here);
+  auto here = fmt::format("devices here: cpu:0, cpu:1, … cpu:{}", kCpuDevices - 1);
+  if (spec.kind == "cuda") {
+    try {
+      const auto& cuda = cuda_library();
+      const auto devices = cuda.devices();
+      const auto has = [&](const DeviceInfo& d) { return d.name == spec.name(); };
+      if (std::any_of(devices.begin(), devices.end(), has)) return cuda.open(spec);
+      for (const auto& d : devices) here += fmt::format(", {} ({})", d.name, d.model);
+    } catch (const Error& error) {
+      fail("[devices] '{}': {}; {}", spec.name(), error.what(), here);
+    }
+  }
   require(spec.kind == "cpu" && spec.index >= 0 && spec.index < kCpuDevices, "[devices] '{}': there is no such device; {}", spec.name(),
           here);
   return std::make_unique<cpu::CpuDevice>(spec, position, count);

@@ -21,6 +21,9 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  /// Its calls queue work on this rank's device and return, and can be recorded; otherwise they run on the host, on memory that the
+  /// device has finished with.
+  virtual bool queues() const { return false; }
   /// The sum over the ranks, on every rank. `out` may be `in`.
   virtual void all_reduce(const TensorView& in, const TensorView& out) = 0;
   /// The sum over the ranks; rank r gets [bounds[r], bounds[r+1]) of dimension dim.

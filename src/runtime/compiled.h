@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/engine.h"
+#include "runtime/executor.h"
 #include "runtime/program.h"
 #include "runtime/prompt_cache.h"
 #include "runtime/team.h"
@@ -16,10 +17,13 @@ namespace comfytp::runtime {
 class Compiled : public std::enable_shared_from_this<Compiled> {
  public:
   Compiled(std::shared_ptr<Team> devices, sharding::Mesh arrangement, std::string graph_text, int prompt_slots)
-      : team(std::move(devices)), mesh(std::move(arrangement)), text(std::move(graph_text)), programs(team->size()), prompts(prompt_slots), prompt_memory(team->size()) {}
+      : team(std::move(devices)), mesh(std::move(arrangement)), text(std::move(graph_text)), programs(team->size()), executors(team->size()), prompts(prompt_slots), prompt_memory(team->size()) {}
   /// Kernels belong to their device's thread.
   ~Compiled() {
-    for (std::size_t d = 0; d < programs.size(); ++d) team->discard(d, std::make_shared<Program>(std::move(programs[d])));
+    for (std::size_t d = 0; d < programs.size(); ++d) {
+      team->discard(d, std::make_shared<std::vector<std::unique_ptr<Executor>>>(std::move(executors[d])));
+      team->discard(d, std::make_shared<Program>(std::move(programs[d])));
+    }
   }
   Compiled(const Compiled&) = delete;
   Compiled& operator=(const Compiled&) = delete;
@@ -34,6 +38,7 @@ class Compiled : public std::enable_shared_from_this<Compiled> {
   sharding::Partition partition;
   std::vector<std::string> notes;
   std::vector<Program> programs;     ///< by device
+  std::vector<std::vector<std::unique_ptr<Executor>>> executors;  ///< by device and prompt slot; they refer to `programs`
   PromptCache prompts;
   std::vector<void*> prompt_memory;  ///< by device: a part of prologue_bytes for every slot; null while not allocated
   std::uint64_t resident_since = 0;  ///< the engine's epoch in which all was loaded; 0: not loaded

@@ -136,6 +136,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
     set_outputs(compiled->programs[d], compiled->partition, d);
   });
   for (auto& program : compiled->programs) connect(program);
+  for (std::size_t d = 0; d < team->size(); ++d)
+    for (int slot = 0; slot < slots; ++slot) compiled->executors[d].push_back(std::make_unique<Executor>(compiled->programs[d]));
   std::lock_guard lock(stats_mutex);
   ++stats.programs_built;
   return compiled;
@@ -179,25 +181,24 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
   for (const auto& name : compiled.prompt_inputs) prompt.push_back(inputs.at(name));
   const auto found = compiled.prompts.find(prompt);
 
-  std::vector<Executor> executors;
-  for (std::size_t d = 0; d < team->size(); ++d) {
-    auto& program = compiled.programs[d];
-    char* kept = static_cast<char*>(compiled.prompt_memory[d]);
-    if (kept) kept += found.slot * program.prologue_bytes;
-    executors.emplace_back(program, Memories{residency.arena(d), kept}, *team->abort());
-  }
+  const auto slot = static_cast<std::size_t>(found.slot);
+  const auto executor = [&](std::size_t d) -> Executor& { return *compiled.executors[d][slot]; };
   team->run([&](std::size_t d, backend::Device& device) {
-    if (!found.known) executors[d].run_prologue(device, inputs);
-    executors[d].run_step(device, inputs);
+    char* kept = static_cast<char*>(compiled.prompt_memory[d]);
+    if (kept) kept += found.slot * compiled.programs[d].prologue_bytes;
+    executor(d).bind({residency.arena(d), kept, residency.weights(d).generation()});
+    if (!found.known) executor(d).run_prologue(device, inputs, *team->abort());
+    executor(d).run_step(device, inputs, *team->abort());
+    device.synchronize();
   });
   compiled.prompts.confirm(found.slot);
   // Only when all have succeeded, so that a failed call writes nothing.
-  team->run([&](std::size_t d, backend::Device& device) { executors[d].write_outputs(device, outputs); });
+  team->run([&](std::size_t d, backend::Device& device) { executor(d).write_outputs(device, outputs); });
 
   std::lock_guard lock(stats_mutex);
   ++stats.calls;
   stats.prologues += !found.known;
-  for (std::size_t d = 0; d < executors.size(); ++d) stats.collective_seconds[d] = executors[d].collective_seconds();
+  for (std::size_t d = 0; d < team->size(); ++d) stats.collective_seconds[d] = executor(d).collective_seconds();
 }
 
 Engine::Engine(EngineOptions options, std::shared_ptr<const weights::Source> weights)

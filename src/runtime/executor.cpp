@@ -1,22 +1,11 @@
 #include "runtime/executor.h"
 
-#include <array>
 #include <chrono>
 
 #include "base/error.h"
 #include "runtime/collectives.h"
 
 namespace comfytp::runtime {
-namespace {
-
-constexpr std::size_t kMostOperands = 72;  // more than any op takes
-
-}  // namespace
-
-Executor::Executor(Program& program, Memories memories, const comm::Abort& abort)
-    : program_(program), memories_(memories), abort_(abort) {
-  for (auto& slot : program_.slots) slot.weight->data = at(slot.place);
-}
 
 void* Executor::at(const Place& place) const {
   switch (place.memory) {
@@ -28,47 +17,85 @@ void* Executor::at(const Place& place) const {
   return nullptr;
 }
 
-void Executor::run_prologue(backend::Device& device, const std::map<std::string, TensorView>& inputs) {
-  read_inputs(device, inputs, true);
-  run(program_.prologue);
+void Executor::bind(const Memories& memories) {
+  collective_seconds_ = 0;
+  if (bound_ && memories == memories_) return;
+  memories_ = memories;
+  for (auto& slot : program_.slots) slot.weight->data = at(slot.place);
+  prologue_ = resolve(program_.prologue);
+  step_ = resolve(program_.step);
+  bound_ = true;
 }
 
-void Executor::run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs) {
+Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
+  Bound bound;
+  for (std::size_t i = 0; i < launches.size(); ++i) {
+    const auto& launch = launches[i];
+    Addresses addresses;
+    for (const auto& place : launch.in) addresses.in.push_back(at(place));
+    for (const auto& place : launch.out) addresses.out.push_back(at(place));
+    addresses.workspace = at(launch.workspace);
+    bound.addresses.push_back(std::move(addresses));
+    const bool on_host = launch.collective && !launch.collective->communicator->queues();
+    if (bound.segments.empty() || on_host || bound.segments.back().on_host) bound.segments.push_back({i, i, on_host, nullptr});
+    bound.segments.back().last = i + 1;
+  }
+  return bound;
+}
+
+void Executor::run_prologue(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort) {
+  read_inputs(device, inputs, true);
+  run(device, program_.prologue, prologue_, abort);
+}
+
+void Executor::run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort) {
   read_inputs(device, inputs, false);
-  run(program_.step);
+  run(device, program_.step, step_, abort);
 }
 
 void Executor::read_inputs(backend::Device& device, const std::map<std::string, TensorView>& inputs, bool prompt) {
   for (const auto& binding : program_.inputs)
     if (binding.prompt == prompt && binding.place.memory != Place::Memory::none && numel(binding.type.shape) > 0)
-      device.read_from_host(part_of(inputs.at(binding.name), binding.box), at(binding.place), binding.type, binding.order);
+      device.read(part_of(inputs.at(binding.name), binding.box), at(binding.place), binding.type, binding.order);
 }
 
 void Executor::write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs) {
   for (const auto& binding : program_.outputs)
     if (numel(binding.type.shape) > 0)
-      device.write_to_host(at(binding.place), binding.type, binding.order, part_of(outputs.at(binding.name), binding.box));
+      device.write(at(binding.place), binding.type, binding.order, part_of(outputs.at(binding.name), binding.box));
+  device.synchronize();
 }
 
-void Executor::run(std::vector<Launch>& launches) {
-  std::array<const void*, kMostOperands> in;
-  std::array<void*, kMostOperands> out;
-  for (auto& launch : launches) {
-    abort_.check();
-    require(launch.in.size() <= kMostOperands && launch.out.size() <= kMostOperands, "{}: expected at most {} operands", launch.label, kMostOperands);
-    for (std::size_t i = 0; i < launch.in.size(); ++i) in[i] = at(launch.in[i]);
-    for (std::size_t i = 0; i < launch.out.size(); ++i) out[i] = at(launch.out[i]);
-    if (launch.collective) {
+void Executor::run(backend::Device& device, const std::vector<Launch>& launches, Bound& bound, const comm::Abort& abort) {
+  for (auto& segment : bound.segments) {
+    abort.check();
+    if (segment.on_host) {
       const auto start = std::chrono::steady_clock::now();
-      run_collective(*launch.collective, in[0], out[0]);
+      device.synchronize();
+      run(launches[segment.first], bound.addresses[segment.first]);
       collective_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       continue;
     }
-    try {
-      launch.kernel->run({in.data(), launch.in.size()}, {out.data(), launch.out.size()}, at(launch.workspace));
-    } catch (const std::exception& e) {
-      fail("{}: {}", launch.label, e.what());
-    }
+    const auto all = [&](bool check) {
+      for (std::size_t i = segment.first; i < segment.last; ++i) {
+        if (check) abort.check();
+        run(launches[i], bound.addresses[i]);
+      }
+    };
+    if (!segment.recording) segment.recording = device.record([&] { all(false); });
+    if (segment.recording)
+      segment.recording->replay();
+    else
+      all(true);
+  }
+}
+
+void Executor::run(const Launch& launch, const Addresses& at) {
+  if (launch.collective) return run_collective(*launch.collective, at.in[0], at.out[0]);
+  try {
+    launch.kernel->run(at.in, at.out, at.workspace);
+  } catch (const std::exception& e) {
+    fail("{}: {}", launch.label, e.what());
   }
 }
 

@@ -1,41 +1,66 @@
-// Runs one device's program. What takes a device is called on that device's worker.
+// Runs one device's program in certain memories. All of it is called on that device's worker.
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "comm/abort.h"
 #include "runtime/program.h"
 
 namespace comfytp::runtime {
 
-/// The memories that a program's places are in, for one call.
+/// The memories that a program's places are in.
 struct Memories {
   void* arena = nullptr;
-  void* prologue = nullptr;  ///< of the call's prompt
+  void* prologue = nullptr;       ///< of one prompt
+  std::uint64_t weights = 0;      ///< WeightStore::generation(): addresses of weights hold as long as it is the same
+  bool operator==(const Memories&) const = default;
 };
 
 class Executor {
  public:
-  Executor(Program& program, Memories memories, const comm::Abort& abort);
+  explicit Executor(Program& program) : program_(program) {}
 
+  /// Must be called before the others in every call; does nothing while the memories are the same.
+  void bind(const Memories& memories);
   /// Reads the prompt inputs and runs the prologue. Throws Error with the launch's label, or what the abort says.
-  void run_prologue(backend::Device& device, const std::map<std::string, TensorView>& inputs);
+  void run_prologue(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
   /// Reads the other inputs and runs the step.
-  void run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs);
+  void run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
   /// Writes this device's parts of the outputs.
   void write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs);
-  /// Spent in collectives, waiting for peers included.
+  /// Spent in the last call's collectives, waiting for peers included, where they run on the host.
   double collective_seconds() const { return collective_seconds_; }
 
  private:
+  /// A collective that runs on the host, or launches that a device may record and replay as one.
+  struct Segment {
+    std::size_t first = 0, last = 0;  ///< of the launches, `last` excluded
+    bool on_host = false;
+    std::unique_ptr<backend::Recording> recording;
+  };
+  struct Addresses {
+    std::vector<const void*> in;
+    std::vector<void*> out;
+    void* workspace = nullptr;
+  };
+  /// The prologue's launches or the step's, in the memories they are bound to.
+  struct Bound {
+    std::vector<Addresses> addresses;
+    std::vector<Segment> segments;
+  };
+  Bound resolve(const std::vector<Launch>& launches) const;
   void read_inputs(backend::Device& device, const std::map<std::string, TensorView>& inputs, bool prompt);
-  void run(std::vector<Launch>& launches);
+  void run(backend::Device& device, const std::vector<Launch>& launches, Bound& bound, const comm::Abort& abort);
+  static void run(const Launch& launch, const Addresses& at);
   void* at(const Place& place) const;
 
   Program& program_;
   Memories memories_;
-  const comm::Abort& abort_;
+  bool bound_ = false;
+  Bound prologue_, step_;
   double collective_seconds_ = 0;
 };
 

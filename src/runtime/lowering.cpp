@@ -40,7 +40,7 @@ struct Value {
 class Lowering {
  public:
   Lowering(const Graph& local, backend::Device& device, WeightStore& weights) : device_(device), weights_(weights) {
-    program_.graph = graph::fuse(local);
+    program_.graph = graph::fuse(local, device.fusion());
     values_.resize(program_.graph.value_count());
   }
 

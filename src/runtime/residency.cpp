@@ -110,8 +110,8 @@ std::int64_t Residency::update(const std::set<std::string>& keys) {
   std::atomic<std::int64_t> done{0};
   for (const auto& compiled : programs_) compiled->prompts.clear();
   try {
-    team_->run([&](std::size_t d, backend::Device&) {
-      devices_[d].weights.reload(stale[d], [&](std::int64_t bytes) {
+    team_->run([&](std::size_t d, backend::Device& device) {
+      devices_[d].weights.reload(device, stale[d], [&](std::int64_t bytes) {
         done += bytes;
         team_->abort()->check();
       });

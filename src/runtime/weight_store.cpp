@@ -49,27 +49,22 @@ backend::WeightBuffer* WeightStore::find(const graph::Attrs& node, bool packable
 
 void WeightStore::load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers,
                        const std::function<void(std::int64_t)>& loaded, std::vector<backend::WeightBuffer*>& fresh) {
-  std::vector<std::byte> plain;
+  const auto writer = device.weight_writer();
   for (auto* buffer : buffers) {
     if (buffer->data || buffer->bytes() == 0) continue;
     buffer->data = device.allocate(buffer->bytes());
     bytes_ += buffer->bytes();
+    ++generation_;
     fresh.push_back(buffer);
-    read(*buffer, plain);
+    read(*writer, *buffer);
     loaded(buffer->bytes());
   }
+  writer->finish();
 }
 
-void WeightStore::read(backend::WeightBuffer& buffer, std::vector<std::byte>& plain) const {
+void WeightStore::read(backend::WeightWriter& writer, backend::WeightBuffer& buffer) const {
   const Box& box = entry_of_.at(&buffer)->box;
-  if (buffer.format) {
-    plain.resize(std::max(plain.size(), static_cast<std::size_t>(buffer.bytes())));
-    source_->read(buffer.key, box, plain.data());
-    buffer.format->pack(plain.data(), buffer.data);
-  } else {
-    source_->read(buffer.key, box, buffer.data);
-    buffer.packable = false;  // a kernel that is made later finds it as it is now
-  }
+  writer.write(buffer, [&](void* host) { source_->read(buffer.key, box, host); });
 }
 
 std::vector<backend::WeightBuffer*> WeightStore::loaded(const std::set<std::string>& keys) {
@@ -79,12 +74,14 @@ std::vector<backend::WeightBuffer*> WeightStore::loaded(const std::set<std::stri
   return found;
 }
 
-void WeightStore::reload(const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded) {
-  std::vector<std::byte> plain;
+void WeightStore::reload(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers,
+                         const std::function<void(std::int64_t)>& loaded) {
+  const auto writer = device.weight_writer();
   for (auto* buffer : buffers) {
-    read(*buffer, plain);
+    read(*writer, *buffer);
     loaded(buffer->bytes());
   }
+  writer->finish();
 }
 
 void WeightStore::release(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers) {
@@ -93,6 +90,7 @@ void WeightStore::release(backend::Device& device, const std::vector<backend::We
     device.release(buffer->data, buffer->bytes());
     bytes_ -= buffer->bytes();
     buffer->data = nullptr;
+    ++generation_;
   }
 }
 

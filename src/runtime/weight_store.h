@@ -24,23 +24,25 @@ class WeightStore {
   /// tensor or its shape is another than `full` but for dimensions of size 1.
   backend::WeightBuffer* find(const graph::Attrs& node, bool packable);
 
-  /// Allocates and reads those of `buffers` that are not loaded. Each goes straight from the source into the device's memory;
-  /// one that is packed passes through a host buffer of its own size. `loaded` gets the bytes of each and may throw to stop.
+  /// Allocates and reads those of `buffers` that are not loaded, each straight from the source to where the device wants it.
+  /// `loaded` gets the bytes of each and may throw to stop.
   /// What was loaded is appended to `fresh`, also when it throws.
   void load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded,
             std::vector<backend::WeightBuffer*>& fresh);
   /// The loaded buffers of these keys.
   std::vector<backend::WeightBuffer*> loaded(const std::set<std::string>& keys);
   /// Reads loaded buffers again. `loaded` as in load().
-  void reload(const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded);
+  void reload(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded);
   void release(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers);
   /// Releases all.
   void unload(backend::Device& device);
+  /// Changes whenever the address of a loaded weight may have changed.
+  std::uint64_t generation() const { return generation_; }
   /// Allocated now.
   std::int64_t bytes() const { return bytes_; }
 
  private:
-  void read(backend::WeightBuffer& buffer, std::vector<std::byte>& plain) const;
+  void read(backend::WeightWriter& writer, backend::WeightBuffer& buffer) const;
 
   struct Entry {
     backend::WeightBuffer buffer;
@@ -52,6 +54,7 @@ class WeightStore {
   std::map<Key, Entry> entries_;
   std::map<const backend::WeightBuffer*, const Entry*> entry_of_;
   std::int64_t bytes_ = 0;
+  std::uint64_t generation_ = 1;
 };
 
 }  // namespace comfytp::runtime

@@ -124,10 +124,11 @@ TEST_P(HostCopies, ConvertAndReorderThereAndBack) {
   std::vector<char> there(values.data.size() * 8), back(values.data.size() * 8);
   for (std::size_t i = 0; i < values.data.size(); ++i) store_element(there.data(), host, static_cast<std::int64_t>(i), values.data[i]);
   void* data = device->allocate(type.bytes());
-  device->read_from_host(TensorView::dense(there.data(), host, type.shape), data, type, order);
+  device->read(TensorView::dense(there.data(), host, type.shape), data, type, order);
   const auto strides = graph::strides_of(type.shape, order);
   EXPECT_EQ(load_element(data, inside, 2 * strides[0] + 7 * strides[1] + 1 * strides[3]), values.data[2 * 400 + 7 * 10 + 1]);
-  device->write_to_host(data, type, order, TensorView::dense(back.data(), host, type.shape));
+  device->write(data, type, order, TensorView::dense(back.data(), host, type.shape));
+  device->synchronize();
   EXPECT_EQ(there, back);
   device->release(data, type.bytes());
 }

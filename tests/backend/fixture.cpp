@@ -13,12 +13,23 @@ namespace comfytp::test {
 using backend::Operand;
 using graph::Order;
 
-std::unique_ptr<backend::Device> open_if_present(const std::string& name) {
-  try {
-    return backend::open_device(backend::parse_devices(name)[0], 0, 1);
-  } catch (const Error&) {
-    return nullptr;
-  }
+std::unique_ptr<backend::Device> open(const std::string& name) {
+  auto device = backend::open_device(backend::parse_devices(name)[0], 0, 1);
+  device->attach();
+  return device;
+}
+
+std::vector<std::pair<std::string, DType>> devices_here() {
+  std::vector<std::pair<std::string, DType>> found;
+  for (const auto* name : {"cpu:0", "cuda:0"})
+    for (auto dtype : {DType::f32, DType::bf16, DType::f16}) {
+      try {
+        open(name)->expect_compute(dtype);
+        found.emplace_back(name, dtype);
+      } catch (const Error&) {  // not here, or not in this dtype
+      }
+    }
+  return found;
 }
 
 namespace {
@@ -48,26 +59,36 @@ std::vector<char> bytes_of(const std::string& name, const Shape& shape, DType dt
   return bytes;
 }
 
+void put(backend::Device& device, void* place, const std::string& bytes) {
+  const graph::Type type{DType::u8, {static_cast<std::int64_t>(bytes.size())}};
+  if (!bytes.empty()) device.read(TensorView::dense(const_cast<char*>(bytes.data()), DType::u8, type.shape), place, type, {0});
+}
+
+std::string get(backend::Device& device, const void* place, std::int64_t count) {
+  std::string bytes(static_cast<std::size_t>(count), '\0');
+  const graph::Type type{DType::u8, {count}};
+  if (count) device.write(place, type, {0}, TensorView::dense(bytes.data(), DType::u8, type.shape));
+  device.synchronize();
+  return bytes;
+}
+
 /// Device memory with a guard behind it.
 class Memory {
  public:
-  Memory(backend::Device& device, std::int64_t bytes)
-      : device_(device), bytes_(bytes), data_(static_cast<unsigned char*>(device.allocate(bytes + kGuard))) {
-    std::memset(data_, kGarbage, static_cast<std::size_t>(bytes + kGuard));
+  Memory(backend::Device& device, std::int64_t bytes) : device_(device), bytes_(bytes), data_(static_cast<char*>(device.allocate(bytes + kGuard))) {
+    put(device, data_, std::string(static_cast<std::size_t>(bytes + kGuard), static_cast<char>(kGarbage)));
   }
   ~Memory() {
-    EXPECT_TRUE(std::all_of(data_ + bytes_, data_ + bytes_ + kGuard, [](unsigned char c) { return c == kGarbage; }))
-        << "written behind the memory";
+    EXPECT_EQ(get(device_, data_ + bytes_, kGuard), std::string(kGuard, static_cast<char>(kGarbage))) << "written behind the memory";
     device_.release(data_, bytes_ + kGuard);
   }
   Memory(const Memory&) = delete;
   void* data() const { return data_; }
-  std::string bits() const { return {reinterpret_cast<const char*>(data_), static_cast<std::size_t>(bytes_)}; }
 
  private:
   backend::Device& device_;
   std::int64_t bytes_;
-  unsigned char* data_;
+  char* data_;
 };
 
 struct Run {
@@ -114,7 +135,7 @@ struct Run {
     operands[out] = {type, order};
     places[out] = allocate(type.bytes());
     auto bytes = bytes_of(node.attrs.text("name"), type.shape, type.dtype);
-    device.read_from_host(TensorView::dense(bytes.data(), type.dtype, type.shape), places[out], type, order);
+    device.read(TensorView::dense(bytes.data(), type.dtype, type.shape), places[out], type, order);
   }
 
   void weight(const graph::Node& node, graph::ValueId out) {
@@ -130,10 +151,9 @@ struct Run {
   void load(backend::WeightBuffer& w) {
     w.data = allocate(w.bytes());
     const auto bytes = bytes_of(w.key, w.shape, w.stored);
-    if (w.format && placement.packable)
-      w.format->pack(bytes.data(), w.data);
-    else if (!bytes.empty())
-      std::memcpy(w.data, bytes.data(), bytes.size());
+    const auto writer = device.weight_writer();
+    if (!bytes.empty()) writer->write(w, [&](void* host) { std::memcpy(host, bytes.data(), bytes.size()); });
+    writer->finish();
     EXPECT_TRUE(placement.packable || !w.format) << w.key << " was given a format though it must stay row-major";
   }
 
@@ -184,7 +204,7 @@ struct Run {
       l.kernel->run(inputs, l.out, workspace.data());
     };
     const auto result = [&] {
-      return std::string(static_cast<const char*>(l.out[0]), static_cast<std::size_t>(l.out_operands[0].type.bytes()));
+      return get(device, l.out[0], l.out_operands[0].type.bytes());
     };
     run(l.in);
     const auto first = result();
@@ -197,7 +217,7 @@ struct Run {
       if (in.weight || !l.node->op->in_place(op, i) || !graph::same_memory(in.type.shape, in.order, out.order)) continue;
       auto inputs = l.in;
       inputs[i] = l.out[0];
-      std::memcpy(l.out[0], l.in[i], static_cast<std::size_t>(in.type.bytes()));
+      put(device, l.out[0], get(device, l.in[i], in.type.bytes()));
       run(inputs);
       EXPECT_EQ(first, result()) << "in place over input " << i;
     }
@@ -244,8 +264,9 @@ void expect_reference(backend::Device& device, const graph::Graph& graph, const 
   for (const auto& output : graph.outputs()) {
     const auto& type = graph.type(output.value);
     graph::RefTensor actual(type.shape);
-    device.write_to_host(run.places[output.value], type, run.operands[output.value].order,
-                         TensorView::dense(actual.data.data(), DType::f64, type.shape));
+    device.write(run.places[output.value], type, run.operands[output.value].order,
+                 TensorView::dense(actual.data.data(), DType::f64, type.shape));
+    device.synchronize();
     const double error = relative_error(actual, expected.at(output.name));
     EXPECT_LE(error, tolerance) << output.name << " " << graph::to_string(type);  // false for NaN too
   }

@@ -13,11 +13,10 @@
 
 namespace comfytp::test {
 
-/// The devices that every test of a kernel runs on. A device that cannot be opened here is skipped.
-inline const std::vector<std::string> kDevices = {"cpu:0"};
+/// The devices that every test of a kernel runs on, each with a dtype that it computes in. Of cpu:0 and cuda:0 those that are here.
+std::vector<std::pair<std::string, DType>> devices_here();
 
-/// Null where this machine has no such device.
-std::unique_ptr<backend::Device> open_if_present(const std::string& name);
+std::unique_ptr<backend::Device> open(const std::string& name);
 
 /// How the graph's leaves lie in memory.
 struct Placement {

@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "backend/host_device.h"
 #include "base/error.h"
 #include "harness.h"
 #include "runtime/compiled.h"
@@ -191,7 +192,7 @@ TEST(Devices, ThatDoNotOpenOrAttachAreErrors) {
   const Graph g = small_unet();
   auto options = options_for("tensor=3");
   Watch watch;
-  struct Detached final : backend::Device {
+  struct Detached final : backend::HostDevice {
     backend::DeviceSpec spec_{"cpu", 1, 0};
     const backend::DeviceSpec& spec() const override { return spec_; }
     void attach() override { fail("[devices] no cores left"); }
@@ -202,8 +203,8 @@ TEST(Devices, ThatDoNotOpenOrAttachAreErrors) {
     void expect_compute(DType) const override {}
     void* allocate(std::int64_t) override { return nullptr; }
     void release(void*, std::int64_t) override {}
-    void read_from_host(const TensorView&, void*, const graph::Type&, const graph::Order&) override {}
-    void write_to_host(const void*, const graph::Type&, const graph::Order&, const TensorView&) override {}
+    void read(const TensorView&, void*, const graph::Type&, const graph::Order&) override {}
+    void write(const void*, const graph::Type&, const graph::Order&, const TensorView&) override {}
   };
   options.open = [&](const backend::DeviceSpec& spec, int position, int) -> std::unique_ptr<backend::Device> {
     if (position == 1) return std::make_unique<Detached>();

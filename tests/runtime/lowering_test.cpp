@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "backend/host_device.h"
 #include "graph/rewrites.h"
 #include "harness.h"
 #include "random_graph.h"
@@ -190,7 +191,7 @@ TEST(Lowering, GatheredWeightsPassThroughTheArenaAndStayStored) {
 }
 
 TEST(Lowering, AnOpIsNamedWhenItCannotBeCompiled) {
-  struct Refusing final : backend::Device {
+  struct Refusing final : backend::HostDevice {
     backend::DeviceSpec spec_{"cpu", 0, 0};
     const backend::DeviceSpec& spec() const override { return spec_; }
     void attach() override {}
@@ -201,8 +202,8 @@ TEST(Lowering, AnOpIsNamedWhenItCannotBeCompiled) {
     void expect_compute(DType) const override {}
     void* allocate(std::int64_t) override { return nullptr; }
     void release(void*, std::int64_t) override {}
-    void read_from_host(const TensorView&, void*, const graph::Type&, const graph::Order&) override {}
-    void write_to_host(const void*, const graph::Type&, const graph::Order&, const TensorView&) override {}
+    void read(const TensorView&, void*, const graph::Type&, const graph::Order&) override {}
+    void write(const void*, const graph::Type&, const graph::Order&, const TensorView&) override {}
   } device;
   Graph g;
   Builder b(g, DType::f32);

@@ -7,7 +7,7 @@
 #include <functional>
 #include <new>
 
-#include "backend/backend.h"
+#include "backend/host_device.h"
 #include "base/error.h"
 
 namespace comfytp::test {
@@ -21,7 +21,7 @@ struct Watch {
   std::function<void(const std::string& device, const graph::Node& node)> before_kernel;
 };
 
-class ReferenceDevice final : public backend::Device {
+class ReferenceDevice final : public backend::HostDevice {
  public:
   ReferenceDevice(backend::DeviceSpec spec, Watch& watch) : spec_(std::move(spec)), watch_(watch) {}
   const backend::DeviceSpec& spec() const override { return spec_; }
@@ -56,10 +56,10 @@ class ReferenceDevice final : public backend::Device {
     watch_.live_bytes[spec_.index] -= bytes;
     ::operator delete(memory, std::align_val_t{64});
   }
-  void read_from_host(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) override {
+  void read(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) override {
     copy(host, {data, type.dtype, type.shape, graph::strides_of(type.shape, order)});
   }
-  void write_to_host(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) override {
+  void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) override {
     copy({const_cast<void*>(data), type.dtype, type.shape, graph::strides_of(type.shape, order)}, host);
   }
 

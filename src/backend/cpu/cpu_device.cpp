@@ -84,14 +84,14 @@ void CpuDevice::release(void* memory, std::int64_t bytes) {
   allocated_ -= bytes;
 }
 
-void CpuDevice::read_from_host(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) {
-  require(host.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(host.shape));
-  CopyPlan(type.shape, host.dtype, host.strides, type.dtype, graph::strides_of(type.shape, order)).run(host.data, data);
+void CpuDevice::read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) {
+  require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
+  CopyPlan(type.shape, outside.dtype, outside.strides, type.dtype, graph::strides_of(type.shape, order)).run(outside.data, data);
 }
 
-void CpuDevice::write_to_host(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) {
-  require(host.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(host.shape));
-  CopyPlan(type.shape, type.dtype, graph::strides_of(type.shape, order), host.dtype, host.strides).run(data, host.data);
+void CpuDevice::write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) {
+  require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
+  CopyPlan(type.shape, type.dtype, graph::strides_of(type.shape, order), outside.dtype, outside.strides).run(data, outside.data);
 }
 
 }  // namespace comfytp::backend::cpu

@@ -3,11 +3,11 @@
 
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/host_device.h"
 
 namespace comfytp::backend::cpu {
 
-class CpuDevice final : public Device {
+class CpuDevice final : public HostDevice {
  public:
   /// Share `position` of `count` of the cores that the process may use; at least one core.
   CpuDevice(DeviceSpec spec, int position, int count);
@@ -19,8 +19,8 @@ class CpuDevice final : public Device {
   void expect_compute(DType dtype) const override;
   void* allocate(std::int64_t bytes) override;
   void release(void* memory, std::int64_t bytes) override;
-  void read_from_host(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) override;
-  void write_to_host(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) override;
+  void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override;
+  void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override;
 
  private:
   DeviceSpec spec_;

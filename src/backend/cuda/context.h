@@ -1,0 +1,25 @@
+// What the kernels of one CUDA device share.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <cudnn.h>
+
+#include <cstdint>
+#include <string>
+
+namespace comfytp::backend::cuda {
+
+/// Lives on the device's worker thread, whose current device it is.
+struct Context {
+  int ordinal = 0;
+  std::string name;             ///< "cuda:0"
+  cudaDeviceProp properties{};
+  cudaStream_t stream = nullptr;  ///< everything runs on it, in the order of the calls
+  cublasLtHandle_t cublas = nullptr;
+  cudnnHandle_t cudnn = nullptr;
+
+  int multiprocessors() const { return properties.multiProcessorCount; }
+};
+
+}  // namespace comfytp::backend::cuda

@@ -1,0 +1,156 @@
+#include "backend/cuda/cuda_device.h"
+
+#include <algorithm>
+
+#include "backend/cuda/copy_plan.h"
+#include "backend/cuda/kernel_table.h"
+#include "backend/cuda/weight_writer.h"
+
+namespace comfytp::backend::cuda {
+namespace {
+
+constexpr std::int64_t kStagingBytes = std::int64_t{4} << 20;
+
+class GraphRecording final : public Recording {
+ public:
+  GraphRecording(cudaStream_t stream, cudaGraph_t graph) : stream_(stream) {
+    check(cudaGraphInstantiate(&executable_, graph, 0), "instantiating a graph");
+    check(cudaGraphUpload(executable_, stream_), "uploading a graph");
+  }
+  ~GraphRecording() override { cudaGraphExecDestroy(executable_); }
+  void replay() override { check(cudaGraphLaunch(executable_, stream_), "launching a graph"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+std::string gib(std::size_t bytes) { return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30)); }
+
+}  // namespace
+
+void CudaDevice::attach() {
+  context_.ordinal = spec_.index;
+  context_.name = spec_.name();
+  check(cudaSetDevice(spec_.index), "choosing the device");
+  check(cudaGetDeviceProperties(&context_.properties, spec_.index), "asking for the device's properties");
+  check(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking), "making a stream");
+  check(cublasLtCreate(&context_.cublas), "starting cuBLASLt");
+  check(cudnnCreate(&context_.cudnn), "starting cuDNN");
+  check(cudnnSetStream(context_.cudnn, context_.stream), "giving cuDNN a stream");
+}
+
+CudaDevice::~CudaDevice() {
+  if (context_.cudnn) cudnnDestroy(context_.cudnn);
+  if (context_.cublas) cublasLtDestroy(context_.cublas);
+  if (context_.stream) cudaStreamDestroy(context_.stream);
+}
+
+std::unique_ptr<Kernel> CudaDevice::compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) {
+  const auto* entry = find_kernel(node.op->name());
+  require(entry, "[{}] {} has no kernel for this op", node.op->name(), spec_.name());
+  return entry->make({node, in, out, context_});
+}
+
+bool CudaDevice::decodes(const graph::Node& node, std::size_t i) const {
+  const auto* entry = find_kernel(node.op->name());
+  return entry && std::find(entry->decodes.begin(), entry->decodes.end(), i) != entry->decodes.end();
+}
+
+void CudaDevice::expect_compute(DType dtype) const {
+  require(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "[devices] {} computes in f32, f16 or bf16 but not in {}",
+          spec_.name(), name_of(dtype));
+  require(dtype != DType::bf16 || context_.properties.major >= 8, "[devices] {} ({}) cannot compute in bf16; use f16 or f32", spec_.name(),
+          context_.properties.name);
+}
+
+void* CudaDevice::allocate(std::int64_t bytes) {
+  require(spec_.limit_bytes == 0 || allocated_ + bytes <= spec_.limit_bytes, "[memory] {} needs {} bytes more, has {} in use and a limit of {}",
+          spec_.name(), bytes, allocated_, spec_.limit_bytes);
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))) != cudaSuccess) {
+    cudaGetLastError();
+    std::size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    fail("[memory] {} needs {} bytes more, has {} in use here and {} free of {}", spec_.name(), bytes, allocated_, gib(free), gib(total));
+  }
+  allocated_ += bytes;
+  return memory;
+}
+
+void CudaDevice::release(void* memory, std::int64_t bytes) {
+  if (!memory) return;
+  cudaFree(memory);  // waits for what still uses it
+  allocated_ -= bytes;
+}
+
+std::unique_ptr<WeightWriter> CudaDevice::weight_writer() { return make_weight_writer(context_); }
+
+std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& launches) {
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal), "recording launches");
+  try {
+    launches();
+  } catch (...) {
+    cudaStreamEndCapture(context_.stream, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  check(cudaStreamEndCapture(context_.stream, &graph), "recording launches");
+  try {
+    auto recording = std::make_unique<GraphRecording>(context_.stream, graph);
+    cudaGraphDestroy(graph);
+    return recording;
+  } catch (...) {
+    cudaGraphDestroy(graph);
+    throw;
+  }
+}
+
+void CudaDevice::synchronize() {
+  check(cudaStreamSynchronize(context_.stream), "running");
+  for (const auto& w : host_writes_)
+    copy({staging_.data() + w.offset, w.type.dtype, w.type.shape, graph::strides_of(w.type.shape, w.order)}, w.outside);
+  host_writes_.clear();
+  staged_ = 0;
+}
+
+char* CudaDevice::stage(std::int64_t bytes) {
+  if (staged_ + bytes > staging_.bytes()) {
+    synchronize();
+    staging_.reserve(std::max(bytes, kStagingBytes));
+  }
+  char* place = staging_.data() + staged_;
+  staged_ += (bytes + 255) / 256 * 256;
+  return place;
+}
+
+bool CudaDevice::on_device(const void* memory) const {
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, memory), "asking where a tensor is");
+  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+}
+
+void CudaDevice::read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) {
+  require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
+  const auto strides = graph::strides_of(type.shape, order);
+  if (on_device(outside.data))
+    return check(launch_copy(plan_copy(type.shape, outside.dtype, outside.strides, type.dtype, strides), outside.data, data, context_.stream), "copying");
+  char* staged = stage(type.bytes());
+  copy(outside, {staged, type.dtype, type.shape, strides});
+  check(cudaMemcpyAsync(data, staged, static_cast<std::size_t>(type.bytes()), cudaMemcpyHostToDevice, context_.stream), "copying to the device");
+}
+
+void CudaDevice::write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) {
+  require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
+  if (on_device(outside.data)) {
+    const auto strides = graph::strides_of(type.shape, order);
+    return check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, outside.strides), data, outside.data, context_.stream), "copying");
+  }
+  char* staged = stage(type.bytes());
+  check(cudaMemcpyAsync(staged, data, static_cast<std::size_t>(type.bytes()), cudaMemcpyDeviceToHost, context_.stream), "copying from the device");
+  host_writes_.push_back({staged - staging_.data(), type, order, outside});
+}
+
+}  // namespace comfytp::backend::cuda

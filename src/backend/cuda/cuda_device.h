@@ -1,0 +1,50 @@
+// One GPU: kernels on cuBLASLt, cuDNN and of the project's own, queued on one stream and replayed as CUDA graphs.
+#pragma once
+
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/context.h"
+#include "backend/cuda/staging.h"
+
+namespace comfytp::backend::cuda {
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(DeviceSpec spec) : spec_(std::move(spec)) {}
+  ~CudaDevice() override;
+
+  const DeviceSpec& spec() const override { return spec_; }
+  graph::Fusion fusion() const override { return graph::Fusion::passes; }
+  void attach() override;
+  std::unique_ptr<Kernel> compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) override;
+  bool decodes(const graph::Node& node, std::size_t i) const override;
+  void expect_compute(DType dtype) const override;
+  void* allocate(std::int64_t bytes) override;
+  void release(void* memory, std::int64_t bytes) override;
+  std::unique_ptr<WeightWriter> weight_writer() override;
+  std::unique_ptr<Recording> record(const std::function<void()>& launches) override;
+  void synchronize() override;
+  void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override;
+  void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override;
+
+ private:
+  bool on_device(const void* memory) const;
+
+  DeviceSpec spec_;
+  Context context_;
+  std::int64_t allocated_ = 0;
+  PinnedBuffer staging_;
+  std::int64_t staged_ = 0;  ///< bytes of staging_ in use since the last synchronize()
+  struct HostWrite {
+    std::int64_t offset;     ///< in staging_
+    graph::Type type;
+    graph::Order order;
+    TensorView outside;
+  };
+  std::vector<HostWrite> host_writes_;  ///< what synchronize() finishes
+  /// A place for so many bytes in staging_; may synchronise.
+  char* stage(std::int64_t bytes);
+};
+
+}  // namespace comfytp::backend::cuda
