@@ -89,6 +89,11 @@ def sd3(**changes):
     return patcher_of(comfy.model_base.SD3(_config(comfy.supported_models.SD3, config)))
 
 
+def sd35(**changes):
+    """Medium's second self-attention in its first block."""
+    return sd3(x_block_self_attn_layers=[0], **changes)
+
+
 def _config(family, unet_config):
     config = family(dict(unet_config))
     config.unet_config = {**unet_config, **{k: v for k, v in family.unet_extra_config.items() if k not in unet_config}}
@@ -99,9 +104,9 @@ def _config(family, unet_config):
 
 # ---- sampling
 
-LATENTS = {"sd15": (4, 16, 24), "sdxl": (4, 16, 16), "flux": (16, 16, 16), "sd3": (16, 16, 16), "wan": (16, 2, 8, 8)}
-FAMILIES = {"sd15": sd15, "sdxl": sdxl, "flux": flux, "sd3": sd3, "wan": wan}
-_WIDTHS = {"sd15": (48, None), "sdxl": (64, 1280), "flux": (48, 32), "sd3": (48, 40), "wan": (40, None)}
+LATENTS = {"sd15": (4, 16, 24), "sdxl": (4, 16, 16), "flux": (16, 16, 16), "sd3": (16, 16, 16), "sd35": (16, 16, 16), "wan": (16, 2, 8, 8)}
+FAMILIES = {"sd15": sd15, "sdxl": sdxl, "flux": flux, "sd3": sd3, "sd35": sd35, "wan": wan}
+_WIDTHS = {"sd15": (48, None), "sdxl": (64, 1280), "flux": (48, 32), "sd3": (48, 40), "sd35": (48, 40), "wan": (40, None)}
 
 
 def prompt(family, seed, tokens=77, **extra):

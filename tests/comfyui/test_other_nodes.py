@@ -4,7 +4,9 @@ import logging
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sd
 import models
 import pytest
@@ -124,6 +126,21 @@ class TestConditioning:
         got, expected = both(models.sd15(), lambda patcher: models.sample(patcher, "sd15", positive=[*first, *second, *third, *models.prompt("sd15", 5)]))
         assert models.relative(got, expected) < TOLERANCE
 
+    def test_boxes_of_gligen(self):
+        import comfy.gligen
+
+        plain = models.sd15()
+        blocks = [part for part in plain.model.diffusion_model.modules() if type(part).__name__ == "BasicTransformerBlock"]
+        widths = [block.norm1.normalized_shape[0] for block in blocks]
+        fusers = [comfy.gligen.GatedSelfAttentionDense(width, 48, 4, width // 4) for width in widths]
+        model = models._fill(comfy.gligen.Gligen(fusers, comfy.gligen.PositionNet(48, 48), 48), 9)
+        gligen = comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+        boxes = [(models.prompt("sd15", 6)[0][0][0, :1], 8, 12, 4, 6), (models.prompt("sd15", 7)[0][0][0, :1], 6, 6, 0, 16)]
+        run = {"positive": models.prompt("sd15", 1, gligen=("position", gligen, boxes))}
+        got, expected = both(plain, lambda patcher: models.sample(patcher, "sd15", **run))
+        assert models.relative(got, expected) < TOLERANCE
+        assert models.relative(got, models.sample(plain, "sd15")) > 1e-3
+
     def test_reference_latents(self):
         reference = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(3))
         run = {"positive": models.prompt("flux", 1, reference_latents=[reference]), "negative": models.prompt("flux", 2)}
@@ -169,21 +186,27 @@ def test_easycache_skips_the_same_steps(order):
         return apply(nodes_easycache.EasyCacheNode, patcher, 0.6, 0.1, 0.95, False)
 
     def run(patcher):
-        before = engine_stats()["engine_calls"]
-        result = models.sample(patcher, "sd15", steps=8)
-        return result, engine_stats()["engine_calls"] - before
+        called = []
 
-    expected, _ = run(cached(plain))
-    got, calls = run(split_model(cached(plain), "0,1") if order == "before" else cached(split_model(plain, "0,1")))
-    assert calls < 8, "some steps are skipped"
+        def note(executor, *args, **kwargs):
+            options = next(value for value in (*args, *kwargs.values()) if isinstance(value, dict) and "sigmas" in value)
+            called.append(float(options["sigmas"][0]))
+            return executor(*args, **kwargs)
+
+        patcher.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, note)  # behind the cache's
+        return models.sample(patcher, "sd15", steps=8), called
+
+    expected, theirs = run(cached(plain))
+    before = engine_stats()["engine_calls"]
+    got, ours = run(split_model(cached(plain), "0,1") if order == "before" else cached(split_model(plain, "0,1")))
+    assert 0 < len(ours) < 8 and ours == theirs
+    assert engine_stats()["engine_calls"] - before == len(ours)
     assert models.relative(got, expected) < 1e-3
     assert models.relative(got, models.sample(plain, "sd15", steps=8)) > 1e-3
 
 
 @pytest.mark.usefixtures("on_engine")
 def test_wrappers_of_other_nodes_run_around_the_engine():
-    import comfy.patcher_extension
-
     seen = []
 
     def around(name):
@@ -238,6 +261,10 @@ def ip_adapter(patcher):
     return patched
 
 
+def ip_adapter_and_freeu(patcher):
+    return freeu(ip_adapter(patcher))
+
+
 def hypertile(patcher):
     from comfy_extras.nodes_hypertile import HyperTile
 
@@ -269,7 +296,7 @@ def sag(patcher):
 
 
 @pytest.mark.usefixtures("on_engine")
-@pytest.mark.parametrize("node", [freeu, ip_adapter, hypertile, tome, deep_shrink, pag, sag])
+@pytest.mark.parametrize("node", [freeu, ip_adapter, ip_adapter_and_freeu, hypertile, tome, deep_shrink, pag, sag])
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_patches_inside_a_unet_are_honoured(node, order):
     plain = models.sd15()
