@@ -11,13 +11,20 @@ namespace comfytp::graph {
 /// and casts that do nothing go; small nodes of constants become constants; equal nodes become one; what nothing needs goes.
 Graph normalise(const Graph& graph);
 
-/// Where a device does what stands between two heavy ops: in the heavy op's epilogue (oneDNN), or in passes of its own (a GPU, whose
-/// plain matmuls and convolutions are faster).
-enum class Fusion { epilogues, passes };
+/// Where a device does what stands between two heavy ops. On a CPU the epilogue of oneDNN's matmuls and convolutions is the best
+/// place: it saves a pass over memory. On a GPU an epilogue sends them to slower kernels, while a pass of our own finds their result
+/// in the cache and can take the next norm too.
+enum class Fusion {
+  epilogues,  ///< in the epilogue of the heavy op before it
+  passes,     ///< in passes of its own: pointwise, fused_norm, glu
+};
 
-/// After partitioning, on one device's graph: bias, activation, products and sums that stand alone behind a linear or a
-/// convolution become its epilogue; silu behind a group_norm becomes its activation. Nothing moves from the prologue into
-/// the call.
+/// After partitioning, on one device's graph. Nothing moves from the prologue into the call, and what has other readers stays.
+/// `epilogues`: bias, activation, products and sums that stand alone behind a linear or a convolution become its epilogue.
+/// `passes`: chains of bias, activations, products and sums behind any op become a pointwise, with the norm that reads their result
+/// and its modulation a fused_norm, and a product with an activated gate a glu. A linear keeps a bias that stands alone, and one of few
+/// rows its activations.
+/// Both: silu behind a group_norm becomes its activation.
 Graph fuse(const Graph& graph, Fusion fusion = Fusion::epilogues);
 
 /// For every node: does it depend on inputs that vary with the call? The others (those that hang on prompt inputs,

@@ -2,6 +2,7 @@
 
 #include "graph/ops/epilogue.h"
 #include "graph/rewrites.h"
+#include "graph/rewrites/chains.h"
 #include "graph/rewrites/passes.h"
 
 namespace comfytp::graph {
@@ -11,26 +12,13 @@ constexpr std::size_t kMostInputs = 8;  // of a linear or convolution
 
 // A node and those behind it that it can do itself. The fused node stands where the last of them stood, so that the
 // operands are there.
-struct Chain {
+struct Epilogue {
   std::size_t head = 0;
   std::size_t tail = 0;
   std::vector<std::string> steps;
   std::vector<ValueId> operands;
   bool ends_in_activation() const { return !steps.empty() && !takes_operand(steps.back()); }
 };
-
-// A bias with dimensions of size 1 around its channels as a plain [o].
-ValueId flat(Graph& g, ValueId bias, std::size_t channel) {
-  const std::size_t rank = g.type(bias).shape.size();
-  if (rank == 1) return bias;
-  const Node node = g.producer(bias);
-  bool only_ones = is(node, "weight");
-  for (std::size_t d = 0; only_ones && d < rank; ++d) only_ones = d == channel || node.attrs.ints("full")[d] == 1;
-  if (!only_ones) return g.add("merge_dims", {bias}, {{"dim", std::int64_t{0}}, {"count", static_cast<std::int64_t>(rank)}});
-  Attrs attrs = node.attrs;
-  for (const char* name : {"full", "offset", "shape"}) attrs.set(name, Ints{attrs.ints(name)[channel]});
-  return g.add("weight", {}, attrs, node.name);
-}
 
 class Fuser {
  public:
@@ -48,7 +36,7 @@ class Fuser {
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
       if (chain_of_[i] < 0)
         rewriter.keep(nodes_[i]);
-      else if (const Chain& chain = chains_[static_cast<std::size_t>(chain_of_[i])]; chain.tail == i)
+      else if (const Epilogue& chain = chains_[static_cast<std::size_t>(chain_of_[i])]; chain.tail == i)
         emit(rewriter, chain);
     }
     return rewriter.finish();
@@ -56,7 +44,7 @@ class Fuser {
 
  private:
   void begin(std::size_t i) {
-    Chain chain{i, i, {}, {}};
+    Epilogue chain{i, i, {}, {}};
     if (is_projection(nodes_[i])) chain.steps = epilogue_of(nodes_[i].attrs);
     chain_of_[i] = static_cast<int>(chains_.size());
     chains_.push_back(std::move(chain));
@@ -69,7 +57,7 @@ class Fuser {
       const int c = chain_of_[static_cast<std::size_t>(graph_.value(id).node)];
       if (c < 0 || step_of(c, i).empty()) continue;
       const auto rank = [&](int k) {
-        const Chain& chain = chains_[static_cast<std::size_t>(k)];
+        const Epilogue& chain = chains_[static_cast<std::size_t>(k)];
         return std::pair(!chain.ends_in_activation(), chain.head);
       };
       if (best < 0 || rank(c) > rank(best)) best = c;
@@ -78,14 +66,14 @@ class Fuser {
   }
 
   // The other operand of a step of two.
-  ValueId operand(const Chain& chain, std::size_t i) const {
+  ValueId operand(const Epilogue& chain, std::size_t i) const {
     const auto& in = nodes_[i].inputs;
     return in[in[0] == nodes_[chain.tail].outputs[0] ? 1 : 0];
   }
 
   // What node i is as a step of the chain; empty if it cannot be one.
   std::string step_of(int c, std::size_t i) const {
-    const Chain& chain = chains_[static_cast<std::size_t>(c)];
+    const Epilogue& chain = chains_[static_cast<std::size_t>(c)];
     const Node &head = nodes_[chain.head], &node = nodes_[i];
     const ValueId value = nodes_[chain.tail].outputs[0];
     const std::string step(node.op->name());
@@ -102,7 +90,7 @@ class Fuser {
   }
 
   void extend(int c, std::size_t i) {
-    Chain& chain = chains_[static_cast<std::size_t>(c)];
+    Epilogue& chain = chains_[static_cast<std::size_t>(c)];
     const std::string step = step_of(c, i);
     if (takes_operand(step)) chain.operands.push_back(operand(chain, i));
     chain.steps.push_back(step);
@@ -110,7 +98,7 @@ class Fuser {
     chain_of_[i] = c;
   }
 
-  void emit(Rewriter& rewriter, const Chain& chain) const {
+  void emit(Rewriter& rewriter, const Epilogue& chain) const {
     const Node& head = nodes_[chain.head];
     auto inputs = rewriter.mapped(head.inputs);
     Attrs attrs = head.attrs;
@@ -137,15 +125,15 @@ class Fuser {
   const std::vector<Node>& nodes_;
   std::vector<int> uses_;
   std::vector<bool> varies_;
-  std::vector<Chain> chains_;
+  std::vector<Epilogue> chains_;
   std::vector<int> chain_of_;
 };
 
 }  // namespace
 
-Graph fuse(const Graph& graph, Fusion) {
+Graph fuse(const Graph& graph, Fusion fusion) {
   const Graph needed = prune(graph);  // a reader that nobody needs is no reason to keep a value
-  return Fuser(needed).run();
+  return fusion == Fusion::passes ? fuse_into_passes(needed) : Fuser(needed).run();
 }
 
 }  // namespace comfytp::graph

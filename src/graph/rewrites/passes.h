@@ -23,6 +23,9 @@ std::optional<Graph> split_merged_projections(const Graph& graph);
 /// A linear over a concat of channels becomes a sum of linears, so that each part's channels can be cut on their own.
 std::optional<Graph> split_concat_inputs(const Graph& graph);
 
+/// fuse() with Fusion::passes.
+Graph fuse_into_passes(const Graph& graph);
+
 /// linear or a convolution.
 bool is_projection(const Node& node);
 /// The dimension of a projection's output that its weight's dimension 0 makes.

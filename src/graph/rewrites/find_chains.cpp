@@ -1,0 +1,247 @@
+#include <algorithm>
+#include <tuple>
+
+#include "graph/ops/steps.h"
+#include "graph/rewrites.h"
+#include "graph/rewrites/chains.h"
+#include "graph/rewrites/passes.h"
+
+namespace comfytp::graph {
+namespace {
+
+constexpr std::int64_t kFewRows = 32;  // of a linear whose result is nothing next to its weight
+
+bool only_bias(const Chain& chain) { return chain.norm < 0 && chain.views.empty() && chain.pre.size() == 1 && chain.pre[0].name == "bias"; }
+
+// Nodes join chains as they come, in the order of the graph.
+class Finder {
+ public:
+  explicit Finder(const Graph& graph) : graph_(graph), readers_(readers(graph)), varies_(varies_per_call(graph)) {}
+
+  Chains run() {
+    for (std::size_t i = 0; i < graph_.nodes().size(); ++i) {
+      const int node = static_cast<int>(i);
+      if (is_view(at(node)))
+        pass_view(node);
+      else if (is(at(node), "layer_norm") || is(at(node), "rms_norm"))
+        pass_norm(node);
+      else if (!activates_norm(node) && !gates(node) && !continues(node))
+        begins(node);
+    }
+    return std::move(found_);
+  }
+
+ private:
+  const Node& at(int i) const { return graph_.nodes()[static_cast<std::size_t>(i)]; }
+  const std::vector<int>& readers_of(ValueId id) const { return readers_[static_cast<std::size_t>(id)]; }
+  bool varies(int i) const { return varies_[static_cast<std::size_t>(i)]; }
+
+  // The chain that has come to this value; null where there is none.
+  Chain* chain_at(ValueId id) {
+    const auto it = chain_at_.find(id);
+    return it == chain_at_.end() ? nullptr : &found_.chains[it->second];
+  }
+  // The same, where the value's only reader, node i, may join it: nothing moves between prologue and call.
+  Chain* open_at(ValueId id, int i) {
+    Chain* chain = chain_at(id);
+    return chain && readers_of(id).size() == 1 && varies(chain->last_node()) == varies(i) ? chain : nullptr;
+  }
+  Chain& add(Chain chain) {
+    found_.chains.push_back(std::move(chain));
+    return found_.chains.back();
+  }
+  void move(Chain& chain, ValueId to) {
+    if (const auto it = chain_at_.find(chain.value); it != chain_at_.end() && &found_.chains[it->second] == &chain) chain_at_.erase(it);
+    chain_at_[to] = static_cast<std::size_t>(&chain - found_.chains.data());
+    chain.value = to;
+  }
+  void drop(Chain& chain) {
+    chain_at_.erase(chain.value);
+    chain.gone = true;
+  }
+
+  void pass_view(int i) {
+    const Node& view = at(i);
+    Chain* chain = open_at(view.inputs[0], i);
+    if (!chain || chain->norm >= 0) return;
+    std::optional<std::size_t> channel;
+    if (chain->channel && !(channel = dim_behind(view, *chain->channel))) return;
+    std::vector<Shape> shapes;
+    for (const auto& step : chain->pre) {
+      const auto attrs = step.shape.empty() ? std::optional(Attrs()) : view_of_operand(view, graph_.type(chain->value).shape, step.shape);
+      if (!attrs) return;
+      const Type operand{DType::f32, step.shape};
+      shapes.push_back(step.shape.empty() ? Shape() : view.op->infer(*attrs, {&operand, 1})[0].shape);
+    }
+    for (std::size_t s = 0; s < shapes.size(); ++s) chain->pre[s].shape = shapes[s];
+    chain->channel = channel;
+    chain->views.push_back(i);
+    move(*chain, view.outputs[0]);
+  }
+
+  void pass_norm(int i) {
+    const Node& norm = at(i);
+    const ValueId x = norm.inputs[0];
+    if (norm.inputs.size() != (is(norm, "layer_norm") ? 3u : 2u) || !is_float(graph_.type(x).dtype)) return;  // with moments: a part of a row
+    for (ValueId parameter : norm.inputs)
+      if (graph_.type(parameter).dtype != graph_.type(x).dtype) return;
+    const auto last = graph_.type(x).shape.size() - 1;
+    Chain* chain = chain_at(x);
+    const auto& by = readers_of(x);
+    const bool joins = chain && chain->norm < 0 && chain->channel.value_or(last) == last && varies(chain->last_node()) == varies(i) &&
+                       steps_in_epilogue(graph_, *chain) < chain->pre.size() &&
+                       std::all_of(by.begin(), by.end(), [&](int reader) { return reader < 0 || reader >= i; });
+    if (!joins) {
+      Chain alone;
+      alone.start = x;
+      chain = &add(alone);
+    }
+    chain->norm = i;
+    move(*chain, norm.outputs[0]);
+  }
+
+  bool activates_norm(int i) {
+    const Node& silu = at(i);
+    if (!is(silu, "silu")) return false;
+    const int norm = graph_.value(silu.inputs[0]).node;
+    if (!is(at(norm), "group_norm") || at(norm).attrs.has("activation") || readers_of(silu.inputs[0]).size() != 1 || varies(norm) != varies(i))
+      return false;
+    found_.activated[i] = norm;
+    return true;
+  }
+
+  bool gates(int i) {
+    const Node& product = at(i);
+    if (!is(product, "mul")) return false;
+    const Type& type = graph_.type(product.outputs[0]);
+    for (int g : {1, 0}) {
+      const ValueId activated = product.inputs[g], value = product.inputs[1 - g];
+      Chain* chain = open_at(activated, i);
+      if (!chain || chain->steps().empty() || chain->views_used() != chain->views.size() || type.shape.empty() ||
+          graph_.type(value) != type || graph_.type(activated) != type)
+        continue;
+      const Step step = chain->steps().back();
+      if (step.name != "gelu" && step.name != "gelu_tanh" && step.name != "silu" && step.name != "sigmoid") continue;
+      Gated gated;
+      gated.activation = step.name;
+      gated.absorbed = {step.node};
+      chain->steps().pop_back();
+      move(*chain, at(step.node).inputs[0]);
+      const ValueId gate = chain->value;
+      if (chain->norm < 0 && chain->pre.empty()) drop(*chain);
+      std::tie(gated.gate, gated.gate_bias) = without_bias(gate, i, gated.absorbed);
+      std::tie(gated.value, gated.value_bias) = without_bias(value, i, gated.absorbed);
+      found_.gated[i] = gated;
+      return true;
+    }
+    return false;
+  }
+
+  // What stands before the bias along the last dimension, and the bias; -1 where nothing but a bias is added.
+  std::pair<ValueId, ValueId> without_bias(ValueId id, int i, std::vector<int>& absorbed) {
+    Chain* chain = open_at(id, i);
+    if (!chain || !only_bias(*chain) || *chain->channel + 1 != graph_.type(id).shape.size()) return {id, -1};
+    absorbed.push_back(chain->pre[0].node);
+    drop(*chain);
+    return {chain->start, chain->pre[0].operand};
+  }
+
+  // Of two chains, not the gate's but the gated one's, else the one that began later.
+  bool continues(int i) {
+    const auto rank = [](const Chain& chain) {
+      return std::pair(chain.steps().empty() || !is_activation(chain.steps().back().name), chain.start);
+    };
+    Chain* best = nullptr;
+    Step step;
+    for (ValueId id : at(i).inputs) {
+      Chain* chain = open_at(id, i);
+      if (!chain || chain->steps().size() >= kMostSteps || (best && rank(*chain) <= rank(*best))) continue;
+      const auto candidate = step_of(graph_, i, id, chain->norm < 0 ? chain->channel : graph_.type(id).shape.size() - 1);
+      if (!candidate || !may_follow(*chain, *candidate)) continue;
+      best = chain;
+      step = *candidate;
+    }
+    if (!best) return false;
+    step.views = best->views.size();
+    best->steps().push_back(step);
+    move(*best, at(i).outputs[0]);
+    settle(*best);
+    return true;
+  }
+
+  // A step behind a norm delays what the norm reads: nobody else may want that by then. And what is written over an operand
+  // from before the norm must not be one behind it.
+  bool may_follow(const Chain& chain, const Step& step) const {
+    if (chain.norm < 0) return true;
+    const ValueId normed = at(chain.norm).inputs[0];
+    for (int reader : readers_of(normed))
+      if (!chain.pre.empty() && reader >= 0 && reader <= step.node && reader != chain.norm) return false;
+    const auto same = [&](const Step& other) { return other.operand == step.operand; };
+    return step.operand < 0 ||
+           (step.operand != chain.start && step.operand != normed && std::none_of(chain.pre.begin(), chain.pre.end(), same));
+  }
+
+  // From what a heavy op has made rather than from another operand, from the later rather than from the earlier.
+  void begins(int i) {
+    const auto rank = [&](const Chain& chain) {
+      const bool heavy = is_heavy(graph_, chain.start);
+      return std::tuple(heavy && readers_of(chain.start).size() == 1, heavy, chain.start);
+    };
+    std::optional<Chain> best;
+    for (ValueId id : at(i).inputs) {
+      const auto step = step_of(graph_, i, id, {});
+      Chain chain;
+      chain.start = id;
+      if (!step || (best && rank(chain) <= rank(*best))) continue;
+      chain.pre = {*step};
+      best = chain;
+    }
+    if (!best) return;
+    best->owns_start = readers_of(best->start).size() == 1 && varies(graph_.value(best->start).node) == varies(i);
+    Chain& chain = add(*best);
+    move(chain, at(i).outputs[0]);
+    settle(chain);
+  }
+
+  // What follows from a chain's newest step: the dimension of its biases; and a sum with a value that has only been biased is
+  // one with the value, and with its bias, so that this needs no pass of its own.
+  void settle(Chain& chain) {
+    const Step step = chain.steps().back();
+    if (chain.norm >= 0) return;
+    if (step.name == "bias") chain.channel = step.dim;
+    Chain* other = step.name == "add" ? open_at(step.operand, step.node) : nullptr;
+    if (!other || !only_bias(*other) || steps_in_epilogue(graph_, *other) || chain.pre.size() >= kMostSteps ||
+        graph_.type(step.operand) != graph_.type(chain.value) || chain.channel.value_or(*other->channel) != *other->channel)
+      return;
+    Step bias = other->pre[0];
+    chain.absorbed.push_back(bias.node);
+    chain.channel = other->channel;
+    chain.pre.back().operand = other->start;
+    bias.views = step.views;
+    bias.node = step.node;
+    chain.pre.push_back(bias);
+    drop(*other);
+  }
+
+  const Graph& graph_;
+  std::vector<std::vector<int>> readers_;
+  std::vector<bool> varies_;
+  Chains found_;
+  std::map<ValueId, std::size_t> chain_at_;
+};
+
+}  // namespace
+
+std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain) {
+  const Node& linear = graph.producer(chain.start);
+  if (!is(linear, "linear") || chain.pre.empty() || !chain.owns_start) return 0;
+  const Shape& shape = graph.type(chain.start).shape;
+  if (numel(Shape(shape.begin(), shape.end() - 1)) > kFewRows)
+    return chain.norm < 0 && chain.pre.size() == 1 && chain.pre[0].name == "bias" ? 1 : 0;
+  const auto stays = [](const Step& step) { return step.views == 0 && (step.name == "bias" || step.name == "silu" || step.name == "gelu"); };
+  return static_cast<std::size_t>(std::find_if_not(chain.pre.begin(), chain.pre.end(), stays) - chain.pre.begin());
+}
+
+Chains find_chains(const Graph& graph) { return Finder(graph).run(); }
+
+}  // namespace comfytp::graph

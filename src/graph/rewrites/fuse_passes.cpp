@@ -1,0 +1,171 @@
+#include <set>
+
+#include "graph/ops/steps.h"
+#include "graph/rewrites/chains.h"
+#include "graph/rewrites/passes.h"
+
+namespace comfytp::graph {
+namespace {
+
+// Writes a graph anew with the chains that were found in it.
+class PassWriter {
+ public:
+  PassWriter(const Graph& graph, const Chains& found) : graph_(graph), found_(found), rewriter_(graph), g_(rewriter_.target) {}
+
+  Graph run() {
+    for (const auto& chain : found_.chains)
+      if (!chain.gone) plan(chain);
+    for (const auto& [product, gated] : found_.gated) done_.insert(gated.absorbed.begin(), gated.absorbed.end());
+    for (const auto& [silu, norm] : found_.activated) done_.insert(norm);
+    for (int i = 0; i < static_cast<int>(graph_.nodes().size()); ++i) {
+      const Node& node = at(i);
+      if (const auto it = epilogues_.find(i); it != epilogues_.end())
+        write_epilogue(*it->second.first, it->second.second, node.outputs[0]);
+      else if (const auto pass = passes_.find(i); pass != passes_.end())
+        write(*pass->second, node.outputs[0]);
+      else if (const auto product = found_.gated.find(i); product != found_.gated.end())
+        write(product->second, node.outputs[0]);
+      else if (const auto silu = found_.activated.find(i); silu != found_.activated.end())
+        write_activated(at(silu->second), node.outputs[0]);
+      else if (!done_.count(i))
+        rewriter_.keep(node);
+    }
+    return rewriter_.finish();
+  }
+
+ private:
+  const Node& at(int i) const { return graph_.nodes()[static_cast<std::size_t>(i)]; }
+  ValueId& mapped(ValueId id) { return rewriter_.map[static_cast<std::size_t>(id)]; }
+
+  // Which nodes the chain replaces, and where.
+  void plan(const Chain& chain) {
+    const auto early = steps_in_epilogue(graph_, chain), late = chain.pre.size() - early;
+    for (std::size_t s = 0; s < early; ++s) done_.insert(chain.pre[s].node);
+    if (early) {
+      done_.insert(graph_.value(chain.start).node);
+      epilogues_[chain.pre[early - 1].node] = {&chain, early};
+    }
+    // A step that stands alone between light nodes is best as it is, and so is a norm.
+    if (chain.norm >= 0 ? late + chain.post.size() == 0 : late == 0 || (late == 1 && !is_heavy(graph_, chain.start))) return;
+    for (std::size_t s = early; s < chain.pre.size(); ++s) done_.insert(chain.pre[s].node);
+    for (const auto& step : chain.post) done_.insert(step.node);
+    done_.insert(chain.views.begin(), chain.views.begin() + static_cast<std::ptrdiff_t>(chain.views_used()));
+    done_.insert(chain.absorbed.begin(), chain.absorbed.end());
+    if (chain.norm >= 0) done_.insert(chain.norm);
+    passes_[chain.last_node()] = &chain;
+  }
+
+  static std::string list(const std::vector<Step>& steps, std::size_t from = 0) {
+    std::string names;
+    for (std::size_t s = from; s < steps.size(); ++s) names.append(s > from ? "," : "").append(steps[s].name);
+    return names;
+  }
+
+  void write_epilogue(const Chain& chain, std::size_t count, ValueId result) {
+    const Node& linear = graph_.producer(chain.start);
+    auto inputs = rewriter_.mapped(linear.inputs);
+    std::vector<Step> steps(chain.pre.begin(), chain.pre.begin() + static_cast<std::ptrdiff_t>(count));
+    for (const auto& step : steps)
+      if (step.operand >= 0) inputs.push_back(operand(chain, step));
+    mapped(result) = g_.add("linear", inputs, {{"epilogue", list(steps)}}, linear.name);
+  }
+
+  // The step's operand as the pass takes it, behind the views that it does first.
+  ValueId operand(const Chain& chain, const Step& step) {
+    const ValueId value = mapped(step.operand);
+    const auto rank = graph_.type(at(step.node).outputs[0]).shape.size(), own = g_.type(value).shape.size();
+    if (step.name == "bias") return vector(value, step.dim + own - rank);
+    ValueId seen = widened(g_, value, rank);
+    for (std::size_t v = step.views; v < chain.views_used(); ++v) {
+      const Node& view = at(chain.views[v]);
+      seen = g_.add_node(*view.op, {seen}, *view_of_operand(view, graph_.type(view.inputs[0]).shape, g_.type(seen).shape), view.name)[0];
+    }
+    return seen;
+  }
+
+  // flat(), once for each value.
+  ValueId vector(ValueId value, std::size_t channel) {
+    const auto [it, first] = vectors_.emplace(value, -1);
+    if (first) it->second = flat(g_, value, channel);
+    return it->second;
+  }
+
+  void write(const Chain& chain, ValueId result) {
+    const auto early = steps_in_epilogue(graph_, chain);
+    ValueId x = mapped(early ? at(chain.pre[early - 1].node).outputs[0] : chain.start);
+    for (std::size_t v = 0; v < chain.views_used(); ++v) x = g_.add_node(*at(chain.views[v]).op, {x}, at(chain.views[v]).attrs, at(chain.views[v]).name)[0];
+    std::vector<ValueId> inputs = {x};
+    const auto append = [&](const Step& step) {
+      if (step.operand >= 0) inputs.push_back(operand(chain, step));
+    };
+    for (std::size_t s = early; s < chain.pre.size(); ++s) append(chain.pre[s]);
+    if (chain.norm < 0) {
+      Attrs attrs = {{"steps", list(chain.pre, early)}};
+      for (std::size_t s = early; s < chain.pre.size(); ++s) {
+        auto dim = chain.pre[s].dim;
+        for (std::size_t v = chain.pre[s].views; v < chain.views_used(); ++v) dim = *dim_behind(at(chain.views[v]), dim);
+        if (chain.pre[s].name == "bias") attrs.set("channel", static_cast<std::int64_t>(dim));
+      }
+      mapped(result) = g_.add("pointwise", inputs, attrs, name_of_heavy(chain.start));
+      return;
+    }
+    const Node& norm = at(chain.norm);
+    std::string affine;
+    if (const bool shifted = norm.inputs.size() == 3 && !is_constant(graph_, norm.inputs[2], 0); shifted || !is_constant(graph_, norm.inputs[1], 1)) {
+      affine = shifted ? "weight,bias" : "weight";
+      inputs.push_back(mapped(norm.inputs[1]));
+      if (shifted) inputs.push_back(mapped(norm.inputs[2]));
+    }
+    for (const auto& step : chain.post) append(step);
+    const auto outputs = g_.add_node(find_op("fused_norm"), inputs,
+                                     {{"pre", list(chain.pre, early)},
+                                      {"norm", std::string(norm.op->name())},
+                                      {"epsilon", norm.attrs.real("epsilon")},
+                                      {"affine", affine},
+                                      {"post", list(chain.post)}},
+                                     norm.name);
+    if (outputs.size() == 2) mapped(norm.inputs[0]) = outputs[0];
+    mapped(result) = outputs.back();
+  }
+
+  void write(const Gated& gated, ValueId result) {
+    std::vector<ValueId> inputs = {mapped(gated.value), mapped(gated.gate)};
+    std::string biases;
+    for (const auto& [bias, of] : {std::pair(gated.value_bias, "value"), std::pair(gated.gate_bias, "gate")}) {
+      if (bias < 0) continue;
+      biases.append(biases.empty() ? "" : ",").append(of);
+      inputs.push_back(vector(mapped(bias), graph_.type(bias).shape.size() - 1));
+    }
+    mapped(result) = g_.add("glu", inputs, {{"activation", gated.activation}, {"biases", biases}}, name_of_heavy(gated.value));
+  }
+
+  void write_activated(const Node& norm, ValueId result) {
+    Attrs attrs = norm.attrs;
+    attrs.set("activation", "silu");
+    mapped(result) = g_.add("group_norm", rewriter_.mapped(norm.inputs), attrs, norm.name);
+  }
+
+  std::string name_of_heavy(ValueId id) const {
+    const Node* node = &graph_.producer(id);
+    while (is_view(*node) || node->op->collective()) node = &graph_.producer(node->inputs[0]);
+    return node->name;
+  }
+
+  const Graph& graph_;
+  const Chains& found_;
+  Rewriter rewriter_;
+  Graph& g_;
+  std::map<ValueId, ValueId> vectors_;
+  std::set<int> done_;  // nodes that something else does
+  std::map<int, std::pair<const Chain*, std::size_t>> epilogues_;
+  std::map<int, const Chain*> passes_;
+};
+
+}  // namespace
+
+Graph fuse_into_passes(const Graph& graph) {
+  const Graph plain = expand_epilogues(graph).value_or(graph);
+  return PassWriter(plain, find_chains(plain)).run();
+}
+
+}  // namespace comfytp::graph
