@@ -1,5 +1,6 @@
 """Runs a module's calls on the engine: a program for each key, captured once, over one set of weights."""
 
+import collections
 import contextlib
 import dataclasses
 import re
@@ -23,6 +24,8 @@ PROMPT_INPUTS = r"encoder|context|pooled|text|txt|prompt|clip|caption|attention_
 # Numbers that go with the step: an input, however they are given.
 _STEP = re.compile(r"time|sigma|step|(^|\.)t$")
 _MOST_VARIANTS = 4  # captures that differ in numbers or contents alone
+_MOST_READY = 16  # programs that are kept in memory
+_MOST_KNOWN = 1000  # forms of calls of which is known what varies in them, and that cannot be captured
 _PROGRESS_AFTER = 2.0
 
 
@@ -55,6 +58,26 @@ class _Variants:
     captures: int = 0
 
 
+class Recent(collections.OrderedDict):
+    """Keeps the `most` entries that were used last."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            return default
+        self.move_to_end(key)
+        return self[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
 class Calls:
     """module: is read, never changed. engine: a _core.Programs whose keys are the module's. prompt_inputs: a pattern, or names
     of arguments, that stay the same over many calls. Calls from several threads take turns while one captures."""
@@ -66,8 +89,10 @@ class Calls:
         self._engine = engine
         names = prompt_inputs if isinstance(prompt_inputs, str) else "|".join(rf"(^|\.){re.escape(n)}($|\.)" for n in prompt_inputs)
         self._prompt = re.compile(names or r"$^")
-        self._ready: dict[Any, Ready | Unsupported] = {}
-        self._variants: dict[Any, _Variants] = {}
+        self._ready = Recent(_MOST_READY)
+        self._refused = Recent(_MOST_KNOWN)  # key -> the reason
+        self._variants = Recent(_MOST_KNOWN)
+        self._programs = Recent(_MOST_READY)  # name in the cache -> program, for when the module becomes what it was
         self._module_hash: str | None = None
         self._tables: dict[str, str] = {}  # content -> key in the engine
         self._lock = threading.RLock()
@@ -81,9 +106,21 @@ class Calls:
         arguments = arguments_of(self._module.forward, args, kwargs)
         with self._lock:
             arguments, ready = self._find(arguments)
-        return self._run(arguments, ready)
+            engine = self._engine
+        return self._run(arguments, ready, engine)
 
-    def _run(self, arguments: Arguments, ready: Ready) -> Any:
+    def renew(self, module_hash: str, engine: Any = None) -> None:
+        """The module has become another one, with this hash, or its weights are those of another engine."""
+        with self._lock:
+            self._module_hash = module_hash
+            if engine is not None:
+                self._engine, self._tables = engine, {}
+            self._ready.clear()
+            self._refused.clear()
+            self._variants.clear()
+            self.last = None
+
+    def _run(self, arguments: Arguments, ready: Ready, engine: Any) -> Any:
         tensors = [arguments.leaves[i] for i in arguments.tensors]
         inputs = {
             name: _host(tensor) for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None
@@ -96,7 +133,7 @@ class Calls:
                 outputs[output.name] = result.reshape(output.shape or (1,))
                 output = result
             leaves.append(output)
-        self._engine.run(ready.compiled, inputs, outputs)
+        engine.run(ready.compiled, inputs, outputs)
         self.stats.engine_calls += 1
         self.last = ready
         leaves = [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -106,7 +143,9 @@ class Calls:
 
     def _find(self, arguments: Arguments) -> tuple[Arguments, Ready]:
         skeleton = arguments.key(without=arguments.numbers)
-        variants = self._variants.setdefault(skeleton, _Variants())
+        variants = self._variants.get(skeleton)
+        if variants is None:
+            variants = self._variants[skeleton] = _Variants()
         self._learn_numbers(arguments, variants)
         given = arguments
         while True:
@@ -114,10 +153,10 @@ class Calls:
             contents = self._contents(arguments) if variants.contents else {}
             key = (arguments.key(), tuple((i, content_hash(t)) for i, t in contents.items()))
             found = self._ready.get(key)
-            if isinstance(found, Ready):
-                return arguments, found
             if found is not None:
-                raise found
+                return arguments, found
+            if refusal := self._refused.get(key):
+                raise Unsupported(refusal)
             if variants.captures >= _MOST_VARIANTS:
                 raise Unsupported(
                     f"{type(self._module).__name__} has been captured {variants.captures} times for calls that differ in numbers or "
@@ -132,7 +171,7 @@ class Calls:
                 elif not variants.contents and self._contents(arguments):
                     variants.contents = True
                 else:
-                    self._ready[key] = error
+                    self._refused[key] = str(error)
                     raise
                 continue
             variants.captures += 1
@@ -173,12 +212,13 @@ class Calls:
         names = [arguments.names[i] for i in arguments.tensors]
         varies = ["prompt" if self._prompt.search(name) else "call" for name in names]
         stored = cache.name_of(self._module_hash, (key, varies))
-        program = cache.load(stored)
+        program = self._programs.get(stored) or cache.load(stored)
         if program is None:
             with _progress(f"capturing {type(self._module).__name__}, once for each shape of its inputs"):
                 program = import_call(self._module, arguments.leaves, arguments.spec, names, varies, contents)
             self.stats.captures += 1
             cache.save(stored, program)
+        self._programs[stored] = program
         return program
 
     def _compile(self, program: Program) -> Ready:

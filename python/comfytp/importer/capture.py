@@ -78,8 +78,12 @@ class _Forward(torch.nn.Module):
         given = iter(tensors)
         leaves = [next(given) if leaf is None else leaf[0] for leaf in self._leaves]
         args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self._spec)
+        numbers = _numbers(self.module)
         with KnownContents(self._contents, tensors) if self._contents else contextlib.nullcontext():
-            return self.module(*args, **kwargs)
+            result = self.module(*args, **kwargs)
+        if changed := [name for name, number in _numbers(self.module).items() if numbers.get(name, number) != number]:
+            raise Unsupported(f"the forward of {type(self.module).__name__} changes its attribute {changed[0]}")
+        return result
 
 
 def capture(module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Mapping[int, torch.Tensor] | None = None) -> Captured:
@@ -102,6 +106,8 @@ def capture(module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Map
         try:
             program = torch.export.export(forward, tuple(inputs), strict=False)
             program = program.run_decompositions(_decompositions())
+        except Unsupported:
+            raise
         except Exception as error:  # torch raises whatever its own parts and the model's code raise
             raise Unsupported(f"{type(module).__name__} cannot be captured: {_first_line(error)}") from error
     return _read(program)
@@ -119,6 +125,16 @@ def _copy_with_fakes(module: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.
     for buffer in module.buffers():
         memo[id(buffer)] = _fake(mode, buffer)
     return copy.deepcopy(module, memo)
+
+
+def _numbers(module: torch.nn.Module) -> dict[str, Any]:
+    """Attributes that may count calls or steps."""
+    return {
+        f"{name}.{key}".lstrip("."): value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 @functools.cache
@@ -151,14 +167,30 @@ def _read(program: torch.export.ExportedProgram) -> Captured:
         else:
             raise Unsupported(f"expected tensors as inputs but got {spec.kind.name.lower()} {spec.target}")
     (output,) = (node for node in program.graph.nodes if node.op == "output")
-    outputs = []
+    outputs, written = [], set()
     for value, spec in zip(output.args[0], program.graph_signature.output_specs, strict=True):
-        # What the forward writes to its own buffers is state that no engine keeps.
         if spec.kind is OutputKind.USER_INPUT_MUTATION:
             raise Unsupported(f"the forward writes to its input {spec.target}")
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            written.add(spec.target.removeprefix(prefix))
         if spec.kind is OutputKind.USER_OUTPUT:
             outputs.append(value)
+    # What the forward writes to its buffers is state that no engine keeps: only what no result hangs on may be left out.
+    for node in _ancestors(outputs) if written else ():
+        if node.op == "placeholder" and sources[node.name][0] == "buffer" and sources[node.name][1] in written:
+            raise Unsupported(f"the forward writes to its buffer {sources[node.name][1]}, and reads it")
     return Captured(program.graph_module, sources, constants, outputs, program.call_spec.out_spec)
+
+
+def _ancestors(outputs: list[Any]) -> set[torch.fx.Node]:
+    found: set[torch.fx.Node] = set()
+    ahead = [value for value in outputs if isinstance(value, torch.fx.Node)]
+    while ahead:
+        node = ahead.pop()
+        if node not in found:
+            found.add(node)
+            ahead += node.all_input_nodes
+    return found
 
 
 @contextlib.contextmanager

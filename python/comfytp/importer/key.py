@@ -1,5 +1,6 @@
 """What a captured call depends on: the arguments without the tensors' values, and the module without its weights."""
 
+import functools
 import hashlib
 import inspect
 import pathlib
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from .unsupported import Unsupported
 
+# Of a module: what is hashed by itself, or does not count, since captures are made as in eval().
+_NO_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules", "training"))
 _FIXED_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
@@ -91,9 +94,10 @@ def content_hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"").hexdigest()
 
 
-def module_hash(module: torch.nn.Module) -> str:
+def module_hash(module: torch.nn.Module, seen: dict[int, Any] | None = None) -> str:
     """Of everything that the capture of a module's forward depends on but the arguments: its code, its attributes, the shapes
-    of its parameters and the contents of its buffers, and the versions of torch and of the importer."""
+    of its parameters and the contents of its buffers, and the versions of torch and of the importer. seen: takes the objects whose
+    contents are part of it, by id."""
     digest = hashlib.sha256()
 
     def add(*parts: Any) -> None:
@@ -108,15 +112,23 @@ def module_hash(module: torch.nn.Module) -> str:
         add(name, tuple(parameter.shape), str(parameter.dtype))
     for name, buffer in module.named_buffers(remove_duplicate=False):
         add(name, tuple(buffer.shape), str(buffer.dtype), content_hash(buffer))
-    seen: dict[int, Any] = {}
+    seen = {} if seen is None else seen
+    for cls in classes_of(module):
+        add([(name, _state(value, seen)) for name, value in sorted(vars(cls).items()) if isinstance(value, types.FunctionType)])
     for name, part in module.named_modules():
         add(name, _state(part, seen))
     return digest.hexdigest()
 
 
+def classes_of(module: torch.nn.Module) -> list[type]:
+    """The classes of a module's parts and their bases, in a fixed order; torch's own are fixed by its version."""
+    classes = dict.fromkeys(base for part in module.modules() for base in type(part).__mro__)
+    return [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
+
+
 def _sources(module: torch.nn.Module) -> list[tuple[str, int, int]]:
     """The files of all loaded Python modules of the packages that the module's parts come from."""
-    packages = {base.__module__.partition(".")[0] for part in module.modules() for base in type(part).__mro__} - {"torch", "builtins"}
+    packages = {cls.__module__.partition(".")[0] for cls in classes_of(module)}
     found = []
     for name, loaded in list(sys.modules.items()):
         file = getattr(loaded, "__file__", None)
@@ -137,19 +149,21 @@ def _state(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, _FIXED_TYPES):
         return repr(value)
     if isinstance(value, torch.Tensor):
+        seen[id(value)] = value
         return ("tensor", str(value.dtype), tuple(value.shape), "" if value.is_meta else content_hash(value))  # a capture keeps them
     if id(value) in seen:
         return "seen"
     seen[id(value)] = value
     if isinstance(value, torch.nn.Module):
-        own = {k: v for k, v in vars(value).items() if k not in ("_parameters", "_buffers", "_modules")}
-        return (_class(value), _state(own, seen))
+        return (_class(value), [(k, _state(v, seen)) for k, v in vars(value).items() if k not in _NO_ATTRIBUTES])
     if isinstance(value, Mapping):
         return [(str(k), _state(v, seen)) for k, v in value.items()]
     if isinstance(value, (list, tuple)):
         return [_state(v, seen) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
+    if isinstance(value, functools.partial):
+        return ("partial", [_state(part, seen) for part in (value.func, value.args, value.keywords)])
     if isinstance(value, types.MethodType):
         return ("method", _state(value.__func__, seen), _state(value.__self__, seen))
     if isinstance(value, types.FunctionType):
@@ -162,8 +176,12 @@ def _state(value: Any, seen: dict[int, Any]) -> Any:
 
 
 def _code(code: types.CodeType) -> Any:
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return (code.co_code.hex(), code.co_names, constants)
+    def constant(value: Any) -> Any:
+        if isinstance(value, types.CodeType):
+            return _code(value)
+        return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # sets have another order in each process
+
+    return (code.co_code.hex(), code.co_names, [constant(c) for c in code.co_consts])
 
 
 def _is_filled(cell: Any) -> bool:

@@ -12,8 +12,10 @@ import torch
 from .. import _core
 from ..engine import device_list
 from .calls import PROMPT_INPUTS, Calls, Stats
+from .snapshot import Snapshot
 from .unsupported import Unsupported
 
+_MOST_CHANGES = 4  # of attributes, each before another call
 _KEY = re.compile(r'key="((?:[^"\\]|\\.)*)"')
 
 
@@ -54,6 +56,10 @@ def split(
     The forward is captured at the first call with each set of shapes, and kept on disk (COMFYTP_CACHE). A call that cannot be
     captured is run by PyTorch, with one warning that says why. The module itself is never changed; its weights are read where
     they lie. It runs as in eval() and without gradients.
+
+    What changes in the module afterwards is seen at the next call: weights that are replaced or written to, submodules, hooks,
+    attributes, buffers. One thing may not be: a write past torch's own counters (through `.data`, or to tensors of
+    inference_mode) that leaves the middle of a tensor as it was; call update() after such a one.
     """
     return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout)
 
@@ -80,7 +86,8 @@ class SplitModule(torch.nn.Module):
         self._stats = Stats()
         self._calls: Calls | None = None
         self._engine: Any = None
-        self._state: Any = None
+        self._snapshot: Snapshot | None = None
+        self._changes = 0  # calls in a row before which an attribute changed
         self._warned: set[str] = set()
         self._lock = threading.RLock()
         self._new_engine({})  # names devices that do not exist now
@@ -107,7 +114,7 @@ class SplitModule(torch.nn.Module):
         if ready is None:
             raise _core.Error("[split] the plan is known after the first call")
         report = self._engine.report(ready.compiled)
-        weights = {**_weights(self._module), **ready.program.tables}
+        weights = {**self._snapshot.weights, **ready.program.tables}
         total = sum(weights[key].nbytes for key in set(_KEY.findall(ready.program.graph)))
         devices = report["devices"]
         return Plan(
@@ -134,6 +141,11 @@ class SplitModule(torch.nn.Module):
         """Frees what the devices hold; the next call loads again."""
         self._engine.unload()
 
+    def update(self) -> None:
+        """The next call reads the module anew, with all its weights: for writes that cannot be seen (see split())."""
+        with self._lock:
+            self._snapshot = None
+
     def cancel(self) -> None:
         """From any thread: the running call ends soon and raises Cancelled."""
         self._engine.cancel()
@@ -141,14 +153,44 @@ class SplitModule(torch.nn.Module):
     # ---- the engine follows the module
 
     def _current(self) -> Calls:
-        """The module's calls; anew where its parameters are others than before (loaded, moved, cast, a LoRA put in)."""
+        """The module's calls, on an engine that holds its weights as they are now."""
         with self._lock:
-            state = _state(self._module)
-            if self._calls is None or state != self._state:
-                self._new_engine(_weights(self._module))
-                self._calls = Calls(self._module, self._engine, self._prompt_inputs, self._stats)
-                self._state = state
+            snapshot = self._snapshot
+            if snapshot is not None and snapshot.same_structure() and snapshot.same_places():
+                written, captured = snapshot.written()
+                if not captured:
+                    if written:
+                        self._reload(snapshot, written)
+                        snapshot.remember()
+                    self._changes = 0
+                    return self._calls
+            self._snapshot = None
+            self._snapshot = self._follow(snapshot, Snapshot(self._module))
+            if self._changes > _MOST_CHANGES:
+                raise Unsupported("its attributes or buffers change before every call")
             return self._calls
+
+    def _follow(self, old: Snapshot | None, new: Snapshot) -> Snapshot:
+        """After any change: another module's captures are others, and other weights are another engine's."""
+        other = old is None or old.hash != new.hash
+        self._changes = self._changes + 1 if old is not None and other else 0
+        if old is None or not old.same_weights(new):
+            self._new_engine(new.weights)
+            if self._calls is None:
+                self._calls = Calls(self._module, self._engine, self._prompt_inputs, self._stats)
+            self._calls.renew(new.hash, self._engine)
+            return new
+        if other:
+            self._calls.renew(new.hash)
+        self._reload(new, old.written()[0])
+        return new
+
+    def _reload(self, snapshot: Snapshot, written: set[str]) -> None:
+        if all(weight.device.type == "cpu" for weight in snapshot.weights.values()):
+            self._engine.update(written)
+        else:  # what the engine reads is a copy
+            self._new_engine(snapshot.weights)
+            self._calls.renew(snapshot.hash, self._engine)
 
     def _new_engine(self, weights: dict[str, torch.Tensor]) -> None:
         if self._engine is not None:
@@ -194,15 +236,6 @@ class SplitModule(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{type(self._module).__name__} on {self._engine_arguments[0]}"
-
-
-def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in module.named_parameters(remove_duplicate=False)}
-
-
-def _state(module: torch.nn.Module) -> Any:
-    """Other parameters, or the same after something was written to them, are another state."""
-    return tuple((name, id(p), p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for name, p in module.named_parameters(remove_duplicate=False))
 
 
 __all__ = ["Plan", "SplitModule", "split"]

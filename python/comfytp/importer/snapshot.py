@@ -1,0 +1,159 @@
+"""Sees, in well below a millisecond, whether a module is still as it was when it was captured and loaded."""
+
+import itertools
+import operator
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from .key import classes_of, module_hash
+
+_STANDARD = frozenset(vars(torch.nn.Module()))  # attributes that every module has
+_PARTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_SAMPLE = 64  # bytes of each tensor that are compared
+
+
+class Snapshot:
+    """What the module is now.
+
+    hash: module_hash. weights: its parameters by every name they have.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        seen: dict[int, Any] = {}
+        self.hash = module_hash(module, seen)
+        self.weights = {name: parameter.detach() for name, parameter in module.named_parameters(remove_duplicate=False)}
+        self._watch_structure(module, seen)
+        self._watch_tensors(module, seen)
+
+    # ---- modules, hooks, attributes and what these hold
+
+    def _watch_structure(self, module: torch.nn.Module, seen: dict[int, Any]) -> None:
+        dicts = [vars(part) for part in module.modules()]
+        parts = [own[name] for own in dicts for name in _PARTS]
+        self._empty = [part for part in parts if not part]
+        self._filled = [part for part in parts if part]
+        self._members = list(_values(self._filled))
+        # Tensors of one element are the only ones that can be equal without being the same.
+        self._single = [(d, name, t) for d in self._filled for name, t in d.items() if isinstance(t, torch.Tensor) and t.numel() == 1]
+        self._sized = dicts + self._filled
+        self._sizes = list(map(len, self._sized))
+        owners: dict[str, list[dict[str, Any]]] = {}
+        for own in dicts:
+            for name in own:
+                if name not in _STANDARD:
+                    owners.setdefault(name, []).append(own)
+        self._attributes = [(operator.itemgetter(name), having) for name, having in owners.items()]
+        self._held = [list(map(get, having)) for get, having in self._attributes]
+        watched = {id(own[name]) for own in dicts for name in _STANDARD}
+        self._live: list[Any] = [vars(cls) for cls in classes_of(module)]
+        self._live += [value for value in seen.values() if isinstance(value, (dict, list, set)) and id(value) not in watched]
+        self._copies = [set(value) if isinstance(value, set) else list(value) if isinstance(value, list) else dict(value) for value in self._live]
+        functions = [value for value in seen.values() if isinstance(value, types.FunctionType)]
+        self._cells = [cell for function in functions for cell in function.__closure__ or ()]
+        self._cell_contents = list(map(_contents, self._cells))
+
+    def same_structure(self) -> bool:
+        """Numbers and the like that are equal are the same, everything else is when it is the same object."""
+        try:
+            return (
+                not any(self._empty)
+                and list(map(len, self._sized)) == self._sizes
+                and list(_values(self._filled)) == self._members
+                and all(own.get(name) is tensor for own, name, tensor in self._single)
+                and [list(map(get, having)) for get, having in self._attributes] == self._held
+                and self._live == self._copies
+                and all(map(operator.is_, map(_contents, self._cells), self._cell_contents))
+            )
+        except Exception:  # an attribute is gone, or is one that cannot be compared, as a tensor is
+            return False
+
+    # ---- what tensors hold
+
+    def _watch_tensors(self, module: torch.nn.Module, seen: dict[int, Any]) -> None:
+        tensors = {id(t): t for t in module.parameters()}
+        plain = {id(t): t for t in (*module.buffers(), *(value for value in seen.values() if isinstance(value, torch.Tensor)))}
+        tensors.update(plain)
+        self._tensors = [t for t in tensors.values() if t.device.type != "meta" and type(t) in (torch.Tensor, torch.nn.Parameter)]
+        self._baked = list(plain.values())
+        self._versioned = [t for t in self._tensors if not t.is_inference()]
+        names: dict[int, list[str]] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        self._names = [names.get(id(t), []) for t in self._tensors]
+        self._places = [t.data_ptr() for t in self._tensors]
+        sampled = [(t, _sample(t)) for t in self._tensors if t.device.type == "cpu" and t.untyped_storage().nbytes()]
+        self._samples = [_Samples(sampled, dtype) for dtype in (torch.int64, torch.uint8)]
+        self.remember()
+
+    def remember(self) -> None:
+        """What tensors hold now is what they are compared with from now on."""
+        self._versions = [t._version for t in self._versioned]
+        for samples in self._samples:
+            samples.remember()
+
+    def same_places(self) -> bool:
+        return [t.data_ptr() for t in self._tensors] == self._places
+
+    def written(self) -> tuple[set[str], bool]:
+        """The weights that something was written to since remember(), and whether something was to a tensor that captures hold. Every
+        write counts itself in the tensor, but those to inference tensors and through `.data`: for their sake some bytes of each
+        are looked at too."""
+        versions = [t._version for t in self._versioned]
+        if versions == self._versions and all(samples.same() for samples in self._samples):
+            return set(), False
+        changed = {id(t) for t, now, then in zip(self._versioned, versions, self._versions, strict=True) if now != then}
+        changed.update(id(t) for samples in self._samples for t in samples.changed())
+        names = (names for tensor, names in zip(self._tensors, self._names, strict=True) if id(tensor) in changed)
+        return set().union(*names), any(id(t) in changed for t in self._baked)
+
+    def same_weights(self, other: "Snapshot") -> bool:
+        """The same memory under the same names."""
+        return self.weights.keys() == other.weights.keys() and all(t.is_set_to(other.weights[name]) and t.dtype == other.weights[name].dtype for name, t in self.weights.items())
+
+
+def _values(dicts: Iterable[dict[Any, Any]]) -> Iterable[Any]:
+    return itertools.chain.from_iterable(map(dict.values, dicts))
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    """Some bytes of its middle, or all of a small one, as a view: as int64, which is compared the fastest, where it fits."""
+    storage = tensor.untyped_storage()
+    first = tensor.storage_offset() * tensor.element_size()
+    last = min(first + tensor.nbytes, storage.nbytes())
+    if last - first <= _SAMPLE and (first % 8 or last % 8):
+        return torch.empty(0, dtype=torch.uint8).set_(storage, first, (last - first,), (1,))
+    count = min(_SAMPLE, last - first) // 8
+    return torch.empty(0, dtype=torch.int64).set_(storage, (first + last) // 16 - count // 2, (count,), (1,))
+
+
+class _Samples:
+    """Views of tensors, and what they held."""
+
+    def __init__(self, sampled: list[tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype) -> None:
+        self._tensors = [tensor for tensor, view in sampled if view.dtype == dtype]
+        self._views = [view for _, view in sampled if view.dtype == dtype]
+        self._dtype = dtype
+
+    def _now(self) -> torch.Tensor:
+        return torch.cat(self._views) if self._views else torch.empty(0, dtype=self._dtype, device="cpu")
+
+    def remember(self) -> None:
+        self._then = self._now()
+
+    def same(self) -> bool:
+        return torch.equal(self._now(), self._then)
+
+    def changed(self) -> list[torch.Tensor]:
+        sizes = [view.numel() for view in self._views]
+        pairs = zip(self._tensors, self._now().split(sizes), self._then.split(sizes), strict=True) if sizes else ()
+        return [tensor for tensor, now, then in pairs if not torch.equal(now, then)]
