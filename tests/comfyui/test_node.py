@@ -54,7 +54,7 @@ def test_ids_name_devices(text, here, names):
 
 @pytest.mark.parametrize("here", [ON_CPU, TWO_GPUS], ids=["cpu", "gpus"])
 @pytest.mark.parametrize(
-    "text", ["", ",", "0,,1", "0,", "x", "-1", "0;1", "0.5", "gpu:0", "cuda:", "0@", "0@10", "0@GiB", "cuda:7", "cpu:64", "99999", "0,0", "cpu:1,cpu:1", "0,1,0", "cpu:0,cpu:0"]
+    "text", ["", ",", "0,,1", "0,", "x", "-1", "0;1", "0.5", "gpu:0", "cuda:", "0@", "0@10", "0@GiB", "0@0GiB", "0,1@9999999GiB", "cuda:7", "cpu:64", "99999", "0,0", "cpu:1,cpu:1", "0,1,0", "cpu:0,cpu:0"]
 )
 def test_other_ids_are_refused_with_those_that_exist(text, here):
     with pytest.raises(ValueError, match="devices here: .*cpu:0 to cpu:63") as refused:

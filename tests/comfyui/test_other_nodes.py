@@ -367,7 +367,7 @@ def test_a_patch_whose_results_change_their_form_again_and_again_is_left_to_pyto
         count = next(counts)
         return q, k.repeat(1, count, 1), v.repeat(1, count, 1)
 
-    plain = models.sd15()
+    plain = models.sd15(transformer_depth=[0, 0], transformer_depth_output=[0] * 4)
     patched = split_model(plain, "0,1")
     patched.set_model_attn1_patch(repeat)
     assert models.relative(models.sample(patched, "sd15", steps=2), models.sample(plain, "sd15", steps=2)) < 1e-3

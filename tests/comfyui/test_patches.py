@@ -1,6 +1,7 @@
 """LoRAs, hooks and keyframes reach the devices, and only what they change moves."""
 
 import comfy.hooks
+import comfy.lora
 import comfy.sd
 import models
 import pytest
@@ -127,10 +128,9 @@ def test_a_diff_patch_and_a_bias_patch():
     assert models.relative(models.sample(split_model(patched, "0,1"), "sd15"), models.sample(patched, "sd15")) < TOLERANCE
 
 
+@pytest.mark.skipif(not hasattr(comfy.lora, "calculate_shape"), reason="came later")
 def test_a_lora_that_resizes_a_weight():
     """As Flux' control LoRAs widen the input layer."""
-    if not hasattr(comfy.lora, "calculate_shape"):
-        pytest.skip("came later")
     plain = models.sd15()
     key = "diffusion_model.input_blocks.0.0.weight"
     wide = torch.randn(32, 8, 3, 3, generator=torch.Generator().manual_seed(1)) * 0.1

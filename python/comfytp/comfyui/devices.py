@@ -7,7 +7,7 @@ from dataclasses import dataclass
 if typing.TYPE_CHECKING:
     import torch
 
-_ITEM = re.compile(r"(?:(?P<kind>cpu|cuda):)?(?P<index>[0-9]{1,4})(?P<limit>@[0-9]+(?:\.[0-9]+)?(?:KiB|MiB|GiB))?")
+_ITEM = re.compile(r"(?:(?P<kind>cpu|cuda):)?(?P<index>[0-9]{1,4})(?P<limit>@(?P<size>[0-9]{1,6}(?:\.[0-9]+)?)(?:KiB|MiB|GiB))?")
 _CPU_DEVICES = 64  # the engine's virtual devices
 
 
@@ -43,7 +43,7 @@ def parse(gpu_ids: str, here: Here) -> list[str]:
     seen: dict[str, bool] = {}
     for item in gpu_ids.split(","):
         match = _ITEM.fullmatch(item.strip())
-        if match is None:
+        if match is None or (match["size"] and not float(match["size"])):
             raise ValueError(f"gpu_ids: expected ids such as '0,1' or 'cuda:0,cuda:1@10GiB' but got '{gpu_ids}'; {here}")
         kind, index = match["kind"] or here.kind, int(match["index"])
         name = f"{kind}:{index}"

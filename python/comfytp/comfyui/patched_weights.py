@@ -123,7 +123,7 @@ class PatchedWeights:
 
     def _apply(self, key: str, weight: Any, patches: list[Any], dtype: torch.dtype, extra: dict[str, Any]) -> Any:
         _, set_func, convert_func = comfy.model_patcher.get_key_weight(self._patcher.model, key)
-        seed = comfy.utils.string_to_seed(key)
+        seed = _seed_of(key)
         changed = comfy.model_management.cast_to_device(weight, self._patcher.load_device, dtype, copy=True)
         if convert_func is not None:
             changed = convert_func(changed, inplace=True)
@@ -194,6 +194,10 @@ def as_fp8(weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
 def _patched_shape(patches: list[Any], weight: Any, key: str) -> Any:
     calculate = getattr(comfy.lora, "calculate_shape", None)
     return calculate(patches, weight, key) if calculate else weight.shape
+
+
+# It moved to utils after 0.3.64.
+_seed_of = getattr(comfy.utils, "string_to_seed", None) or comfy.model_patcher.string_to_seed
 
 
 def _lora_dtype(device: torch.device) -> torch.dtype:
