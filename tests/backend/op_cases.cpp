@@ -231,6 +231,68 @@ void add_norms(std::vector<OpCase>& cases) {
                    true});
 }
 
+OpCase pointwise(const std::string& name, const std::string& steps, Shape x, std::vector<Shape> operands, std::int64_t channel = 1) {
+  return {"pointwise_" + name, [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x)};
+            for (const auto& shape : operands) in.push_back(input(b, shape, "operand" + std::to_string(in.size())));
+            return b.graph.add("pointwise", in, {{"steps", steps}, {"channel", channel}});
+          }};
+}
+
+// Both outputs of a fused_norm, or its only one.
+OpCase fused_norm(const std::string& name, const std::string& norm, const std::string& affine, Shape x, const std::string& pre,
+                  std::vector<Shape> before, const std::string& post, std::vector<Shape> behind, const std::string& input_name = "x") {
+  return {"fused_norm_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x, input_name)};
+            const auto append = [&](const std::vector<Shape>& shapes) {
+              for (const auto& shape : shapes) in.push_back(input(b, shape, "operand" + std::to_string(in.size())));
+            };
+            append(before);
+            if (!affine.empty()) in.push_back(b.weight("weight", {x.back()}));
+            if (affine == "weight,bias") in.push_back(b.weight("bias", {x.back()}));
+            append(behind);
+            const auto y = b.graph.add_node(graph::find_op("fused_norm"), in,
+                                            {{"pre", pre}, {"norm", norm}, {"epsilon", 1e-5}, {"affine", affine}, {"post", post}});
+            return y.size() == 1 ? y[0] : b.concat({y[0], y[1]}, 0);
+          },
+          !affine.empty()};
+}
+
+OpCase glu(const std::string& name, const std::string& activation, const std::string& biases, Shape x) {
+  return {"glu_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x, "value"), input(b, x, "gate")};
+            if (biases.starts_with("value")) in.push_back(b.weight("value_bias", {x.back()}));
+            if (biases.ends_with("gate")) in.push_back(b.weight("gate_bias", {x.back()}));
+            return b.graph.add("glu", in, {{"activation", activation}, {"biases", biases}});
+          },
+          !biases.empty()};
+}
+
+void add_passes(std::vector<OpCase>& cases) {
+  const Shape image = {2, 6, 5, 3};
+  for (auto& c : {pointwise("res_block", "bias,add", image, {{6}, {2, 6, 1, 1}}),
+                  pointwise("residual", "add,bias,silu", image, {image, {6}}),
+                  pointwise("tokens", "bias,mul,add", {2, 7, 40}, {{40}, {2, 1, 40}, {2, 7, 40}}, 2),
+                  pointwise("long_rows", "add,gelu,add_one_mul", {3, 5000}, {{3, 5000}, {1, 5000}}),
+                  pointwise("most_steps", "bias,gelu,mul,sigmoid,add_one_mul,tanh,add,gelu_tanh", {4, 3, 9}, {{3}, {4, 3, 9}, {4, 1, 1}, {1, 3, 9}}),
+                  pointwise("across", "mul,add,relu", {3, 4, 5}, {{1, 4, 1}, {3, 1, 5}}), pointwise("alone", "silu", {7}, {}),
+                  pointwise("empty", "bias,add", {2, 0, 4}, {{0}, {2, 0, 4}}),
+                  fused_norm("residual", "layer_norm", "weight,bias", {2, 5, 24}, "bias,add", {{24}, {2, 5, 24}}, "", {}),
+                  fused_norm("modulated", "layer_norm", "", {2, 5, 77}, "bias,mul,add", {{77}, {2, 1, 77}, {2, 5, 77}}, "add_one_mul,add",
+                             {{2, 1, 77}, {2, 1, 77}}),
+                  fused_norm("modulation_alone", "layer_norm", "", {3, 40}, "", {}, "add_one_mul,add", {{1, 40}, {3, 40}}),
+                  fused_norm("rms", "rms_norm", "weight", {4, 96}, "add,silu", {{4, 96}}, "mul,bias", {{4, 1}, {96}}),
+                  fused_norm("weight_alone", "layer_norm", "weight", {9}, "relu", {}, "", {}),
+                  fused_norm("far_from_zero", "layer_norm", "weight,bias", {6, 320}, "add", {{6, 320}}, "", {}, "offset"),
+                  fused_norm("no_rows", "layer_norm", "weight,bias", {0, 8}, "add", {{0, 8}}, "", {}),
+                  fused_norm("no_channels", "rms_norm", "weight", {3, 0}, "", {}, "add", {{3, 0}}), glu("geglu", "gelu", "value,gate", {2, 5, 24}),
+                  glu("swiglu", "silu", "", {3, 1500}), glu("value_biased", "sigmoid", "value", {2, 1, 9}),
+                  glu("gate_biased", "gelu_tanh", "gate", {33}), glu("empty", "gelu", "value,gate", {0, 4})})
+    cases.push_back(c);
+}
+
 void add_elementwise(std::vector<OpCase>& cases) {
   for (const std::string op :
        {"add", "sub", "mul", "div", "maximum", "minimum", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"}) {
@@ -348,6 +410,7 @@ std::vector<OpCase> op_cases() {
   add_contractions(cases);
   add_attention(cases);
   add_norms(cases);
+  add_passes(cases);
   add_elementwise(cases);
   add_movement(cases);
   return cases;

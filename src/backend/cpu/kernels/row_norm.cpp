@@ -1,7 +1,7 @@
-// layer_norm, rms_norm and row_moments: a row is read twice from the cache, mean first, so that nothing cancels.
+// layer_norm, rms_norm and row_moments.
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/parallel.h"
-#include "backend/cpu/real.h"
+#include "backend/cpu/row_moments.h"
 #include "graph/ops/moments.h"
 
 namespace comfytp::backend::cpu {
@@ -9,37 +9,12 @@ namespace {
 
 using Moments = graph::Moments<double>;
 
-// The mean comes in two parts: `low` is what rounding took from the first.
-template <typename T>
-CTP_INLINE void moments(const T* x, std::int64_t count, float* mean, float* low, float* squares) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < count; ++i) sum += load(x[i]);
-  const float m = sum / static_cast<float>(count);
-  float square_sum = 0, rest = 0;
-#pragma omp simd reduction(+ : square_sum, rest)
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float d = load(x[i]) - m;
-    square_sum += d * d;
-    rest += d;
-  }
-  *mean = m;
-  *low = rest / static_cast<float>(count);
-  *squares = square_sum - rest * rest / static_cast<float>(count);
-}
 template <typename T>
 CTP_INLINE void normalise(const T* x, const T* weight, const T* bias, T* y, std::int64_t count, float mean, float low, float scale) {
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i) store(y + i, (load(x[i]) - mean - low) * scale * load(weight[i]) + load(bias[i]));
 }
 
-template <typename T>
-CTP_INLINE float mean_square(const T* x, std::int64_t count) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < count; ++i) sum += load(x[i]) * load(x[i]);
-  return sum / static_cast<float>(count);
-}
 template <typename T>
 CTP_INLINE void scale_by(const T* x, const T* weight, T* y, std::int64_t count, float scale) {
 #pragma omp simd
