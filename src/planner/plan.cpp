@@ -1,5 +1,6 @@
 #include "planner/plan.h"
 
+#include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -49,6 +50,31 @@ backend::DeviceSpec device(const ordered_json& value, const std::string& where) 
   return spec;
 }
 
+std::vector<std::string> texts(const ordered_json& object, const char* name, const std::string& where) {
+  std::vector<std::string> list;
+  if (!object.contains(name)) return list;
+  const auto& values = object[name];
+  require(values.is_array() && std::all_of(values.begin(), values.end(), [](const auto& v) { return v.is_string(); }),
+          "[plan] expected a list of names as '{}' but got {}", where, values.type_name());
+  for (const auto& v : values) list.push_back(v.template get<std::string>());
+  return list;
+}
+
+// What the mesh's axes cut.
+std::map<std::string, sharding::Cuts> cuts(const ordered_json& value, const sharding::Mesh& mesh) {
+  require(value.is_object(), "[plan] expected an object as 'cuts' but got {}", value.type_name());
+  std::map<std::string, sharding::Cuts> result;
+  for (const auto& [axis, one] : value.items()) {
+    const auto where = "cuts." + axis;
+    require(axis == "tensor", "[plan] expected 'cuts' of the axis tensor, the only one that has a choice, but got '{}'", axis);
+    require(std::any_of(mesh.axes().begin(), mesh.axes().end(), [&](const auto& a) { return a.name == axis; }),
+            "[plan] expected '{}' to name an axis of the mesh '{}'", where, mesh.to_string());
+    require(one.is_object(), "[plan] expected an object as '{}' but got {}", where, one.type_name());
+    result[axis] = {texts(one, "groups", where + ".groups"), texts(one, "alone", where + ".alone")};
+  }
+  return result;
+}
+
 std::string list_of(const std::vector<backend::DeviceSpec>& devices) {
   std::string list;
   for (const auto& d : devices) list.append(list.empty() ? "" : ",").append(d.name());
@@ -66,6 +92,7 @@ std::string to_json(const Plan& plan) {
   }
   root["mesh"] = plan.mesh.to_string();
   root["weights"] = plan.placement == sharding::Placement::gathered ? "gathered" : "resident";
+  for (const auto& [axis, c] : plan.mesh.cuts) root["cuts"][axis] = {{"groups", c.groups}, {"alone", c.alone}};
   return root.dump(2);
 }
 
@@ -90,6 +117,7 @@ Plan from_json(const std::string& json) {
   if (!mesh.empty()) plan.mesh = read_field("mesh", [&] { return sharding::Mesh::parse(mesh); });
   const auto weights = text(root, "weights", "weights");
   plan.placement = read_field("weights", [&] { return placement_from_name(weights); });
+  if (root.contains("cuts")) plan.mesh.cuts = cuts(root["cuts"], plan.mesh);
   check(plan);
   return plan;
 }
@@ -97,6 +125,17 @@ Plan from_json(const std::string& json) {
 sharding::Placement placement_from_name(const std::string& name) {
   require(name == "resident" || name == "gathered", "[plan] expected weights 'resident' or 'gathered' but got '{}'", name);
   return name == "gathered" ? sharding::Placement::gathered : sharding::Placement::resident;
+}
+
+std::vector<std::string> rank_names(const std::vector<backend::DeviceSpec>& devices) {
+  std::map<std::string, int> count, met;
+  for (const auto& d : devices) ++count[d.name()];
+  std::vector<std::string> names;
+  for (const auto& d : devices) {
+    const auto name = d.name();
+    names.push_back(count[name] == 1 ? name : fmt::format("{}#{}", name, met[name]++));
+  }
+  return names;
 }
 
 sharding::Mesh default_mesh(const std::vector<backend::DeviceSpec>& devices) {

@@ -16,13 +16,17 @@ struct Plan {
   sharding::Placement placement = sharding::Placement::resident;
 };
 
-/// {"version": 1, "devices": [{"name": "cpu:0", "limit_bytes": …}, …], "mesh": "tensor=2", "weights": "resident"}.
+/// {"version": 1, "devices": [{"name": "cpu:0", "limit_bytes": …}, …], "mesh": "tensor=2", "weights": "resident",
+///  "cuts": {"tensor": {"groups": ["….ff.net.2.weight[1]", …], "alone": […]}}}; without "cuts" the strategy chooses (sharding/mesh.h).
 std::string to_json(const Plan& plan);
 /// The inverse, checked; fields of other names are passed over. Throws Error naming the field.
 Plan from_json(const std::string& json);
 
 /// "resident" or "gathered". Throws Error.
 sharding::Placement placement_from_name(const std::string& name);
+
+/// A name for each device of a plan: its own; where it stands for several ranks "cuda:0#0", "cuda:0#1", ….
+std::vector<std::string> rank_names(const std::vector<backend::DeviceSpec>& devices);
 
 /// The mesh for `devices` where the user named none.
 sharding::Mesh default_mesh(const std::vector<backend::DeviceSpec>& devices);

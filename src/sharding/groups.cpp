@@ -1,5 +1,7 @@
 // Factors that meet in values belong together: cutting one means cutting all, without a word between the devices until
 // the group ends.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 #include <set>
@@ -40,6 +42,15 @@ class Sets {
 
 }  // namespace
 
+std::string weight_name(const Node& weight, std::size_t dim) {
+  const auto offset = weight.attrs.ints("offset")[dim];
+  return fmt::format("{}[{}]{}", weight.attrs.text("key"), dim, offset ? fmt::format("@{}", offset) : "");
+}
+
+bool is_heavy(const Rule& rule) {
+  return std::any_of(rule.factors.begin(), rule.factors.end(), [](const auto& f) { return f.kind == graph::FactorKind::contracted; });
+}
+
 FactorGroups::FactorGroups(const Graph& graph) : graph_(graph) {
   const auto& nodes = graph.nodes();
   Sets sets;
@@ -47,6 +58,9 @@ FactorGroups::FactorGroups(const Graph& graph) : graph_(graph) {
   for (const auto& node : nodes) {
     rules_.push_back(node.op->rule(graph.context(node)));
     first.push_back(sets.add(static_cast<int>(rules_.back().factors.size())));
+    const auto from_weights = [&](ValueId id) { return of_weights_[static_cast<std::size_t>(id)]; };
+    const bool only = is(node, "weight") || (!node.inputs.empty() && std::all_of(node.inputs.begin(), node.inputs.end(), from_weights));
+    of_weights_.resize(of_weights_.size() + node.outputs.size(), only);
   }
   std::vector<std::pair<int, int>> windows;  // factors of neighbours that differ by a halo
   for (std::size_t n = 0; n < nodes.size(); ++n)
@@ -99,32 +113,68 @@ int FactorGroups::of_value(ValueId value, std::size_t dim) const {
   return factor < 0 ? -1 : of(node, factor);
 }
 
-// What a cut of a group saves and costs: the work of its nodes, and the bytes of every value that has to be summed or
-// gathered where the group ends.
+double FactorGroups::divided_weights(int node, int factor) const {
+  const auto& inputs = graph_.nodes()[static_cast<std::size_t>(node)].inputs;
+  double elements = 0;
+  if (is_heavy(rule(node)))
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+      for (const auto& dim : rule(node).inputs[i])
+        if (of_weights_[static_cast<std::size_t>(inputs[i])] && major_of(rule(node), dim).factor == factor)
+          elements += static_cast<double>(numel(graph_.type(inputs[i]).shape));
+  return elements;
+}
+
+// The channels of a token of a node's output: the free factors of its weight. A sum of activations has one, a product of activations
+// has as many as there are tokens, which is more than any layer's.
+double FactorGroups::summed_channels(int node) const {
+  const auto& inputs = graph_.nodes()[static_cast<std::size_t>(node)].inputs;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (!of_weights_[static_cast<std::size_t>(inputs[i])]) continue;
+    double channels = 1;
+    for (const auto& dim : rule(node).inputs[i])
+      for (int f : dim.factors)
+        if (const auto& factor = rule(node).factors[static_cast<std::size_t>(f)]; factor.kind == graph::FactorKind::free)
+          channels *= static_cast<double>(factor.size);
+    return channels;
+  }
+  constexpr double kTokens = 1e6;
+  return inputs.size() == 1 ? 1 : kTokens;
+}
+
+// What a cut of a group saves and costs, a token: the elements of weights that it multiplies with, and the channels of every value
+// that has to be summed or gathered where the group ends.
 void FactorGroups::measure() {
   const auto& nodes = graph_.nodes();
-  std::vector<double> flops, heaviest(groups_.size(), -1);
-  for (const auto& node : nodes) flops.push_back(node.op->flops(graph_.context(node)));
+  std::vector<std::int64_t> largest(groups_.size(), 0);
   for (std::size_t g = 0; g < groups_.size(); ++g)
     for (auto [n, f] : groups_[g].members) {
       const Node& node = nodes[static_cast<std::size_t>(n)];
-      groups_[g].flops += flops[n];
-      if (flops[n] > heaviest[g]) {
-        heaviest[g] = flops[n];
-        groups_[g].name = node.name.empty() ? std::string(node.op->name()) : node.name;
+      const Rule& rule = rules_[static_cast<std::size_t>(n)];
+      groups_[g].weights += divided_weights(n, f);
+      if (rule.factors[static_cast<std::size_t>(f)].kind == graph::FactorKind::contracted) groups_[g].leave += 2 * summed_channels(n);
+      if (graph::is(node, "weight")) {
+        const auto& dims = rule.outputs[0];
+        const auto elements = numel(graph_.type(node.outputs[0]).shape);
+        for (std::size_t d = 0; d < dims.size(); ++d)
+          if (elements > largest[g] && major_of(rule, dims[d]).factor == f) {
+            largest[g] = elements;
+            groups_[g].name = weight_name(node, d);
+          }
       }
-      if (rules_[n].factors[f].kind == graph::FactorKind::contracted)
-        groups_[g].leave_bytes += 2.0 * static_cast<double>(graph_.type(node.outputs[0]).bytes());  // an all_reduce moves everything twice
     }
+  for (auto& group : groups_) {
+    const Node& node = nodes[static_cast<std::size_t>(group.members[0].first)];
+    if (group.name.empty()) group.name = node.name.empty() ? std::string(node.op->name()) : node.name;
+  }
   std::set<std::pair<int, ValueId>> gathered;
   for (std::size_t n = 0; n < nodes.size(); ++n)
     for (std::size_t i = 0; i < nodes[n].inputs.size(); ++i)
       for (std::size_t d = 0; d < rules_[n].inputs[i].size(); ++d) {
         const int g = of_value(nodes[n].inputs[i], d);
         const int read = major_of(rules_[n], rules_[n].inputs[i][d]).factor;
-        if (g >= 0 && (read < 0 || of(static_cast<int>(n), read) != g)) gathered.insert({g, nodes[n].inputs[i]});
+        if (g < 0 || (read >= 0 && of(static_cast<int>(n), read) == g) || !gathered.insert({g, nodes[n].inputs[i]}).second) continue;
+        groups_[static_cast<std::size_t>(g)].leave += static_cast<double>(graph_.type(nodes[n].inputs[i]).shape[d]);
       }
-  for (auto [g, value] : gathered) groups_[static_cast<std::size_t>(g)].leave_bytes += static_cast<double>(graph_.type(value).bytes());
 }
 
 std::set<int> FactorGroups::connected(int group) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -13,6 +14,13 @@ struct Axis {
   std::string name;
   int size = 1;
   std::vector<double> shares;  ///< the part of the work that each coordinate gets, in proportion; empty: equal
+};
+
+/// Which weights an axis cuts. A dimension of a weight is named "key[1]", of a part of a merged one "key[1]@offset". Names hold for
+/// every shape of a call: so a weight is cut alike in all of them.
+struct Cuts {
+  std::vector<std::string> groups;  ///< and all that has to be cut with it: the heads of a block, a feed-forward
+  std::vector<std::string> alone;   ///< nothing else but the bias behind it
 };
 
 class Mesh {
@@ -30,6 +38,9 @@ class Mesh {
   int coordinate(int device, int axis) const;
   /// The devices that differ from `device` along `axis` alone, itself included, in the order of the coordinate.
   std::vector<std::int64_t> group(int device, int axis) const;
+
+  /// By axis. Where an axis has none, the strategy chooses.
+  std::map<std::string, Cuts> cuts;
 
  private:
   std::vector<Axis> axes_;

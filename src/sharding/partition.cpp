@@ -135,7 +135,8 @@ class Partitioner {
   }
 
   // The axes along which this node may work on partial sums: it is linear, and what comes in is a partial sum that nobody
-  // else reads, or a weight so small that adding it on the first device alone costs nothing (a bias).
+  // else reads, or a bias: adding that on the first device alone costs nothing. A larger weight is not added so, however small it is
+  // beside this call's values: where weights lie must not depend on the shape of a call.
   std::set<int> stays_partial(const Node& node, const Rule& rule, const std::set<int>& cut_axes) const {
     std::set<int> kept;
     if (!rule.linear) return kept;
@@ -144,7 +145,7 @@ class Partitioner {
       bool any = false, all = true;
       for (ValueId id : node.inputs) {
         if (Resharder::is_leaf(graph_.producer(id))) {
-          all = all && graph::is(graph_.producer(id), "weight") && numel(graph_.type(id).shape) * 8 <= numel(graph_.type(node.outputs[0]).shape);
+          all = all && graph::is(graph_.producer(id), "weight") && Resharder::is_vector(graph_.type(id).shape);
           continue;
         }
         const bool alone = reshard_.is_partial(id, axis) && uses_[static_cast<std::size_t>(id)] == 1;

@@ -39,6 +39,10 @@ Resharder::Resharder(const Graph& whole, const Mesh& mesh, Placement placement)
 
 bool Resharder::is_leaf(const Node& node) { return is(node, "input") || is(node, "weight") || is(node, "constant"); }
 
+bool Resharder::is_vector(const Shape& shape) {
+  return std::count_if(shape.begin(), shape.end(), [](std::int64_t s) { return s != 1; }) <= 1;
+}
+
 std::vector<ValueId> Resharder::emit(const graph::Op& op, const std::vector<ValueId>& inputs, const std::vector<Attrs>& attrs,
                                      const std::string& name) {
   std::vector<ValueId> outputs;
@@ -82,15 +86,54 @@ Sharding Resharder::sharding_of(ValueId value) const {
   return sharding;
 }
 
-// How many collectives lead from a form to what is wanted; -1 if none can.
-int Resharder::collectives_between(const Form& form, const Wants& wants, const std::set<int>& keep_partial) const {
-  int count = 0;
+// In the steps of get(): a reduce_scatter or an all_gather gives every device all parts but its own, an all_reduce does both.
+std::optional<Resharder::Path> Resharder::path(const Form& form, ValueId value, const Wants& wants, const std::set<int>& keep_partial) const {
   for (int axis : keep_partial)
-    if (!has(form.partial, axis)) return -1;
-  for (int axis : form.partial) count += !keep_partial.count(axis);
+    if (!has(form.partial, axis)) return std::nullopt;
+  const Shape& shape = whole_.type(value).shape;
+  const auto parts = [&](int axis) { return static_cast<double>(mesh_.axes()[static_cast<std::size_t>(axis)].size); };
+  double size = static_cast<double>(numel(shape)) * mesh_.size();  // on all devices
+  for (const auto& w : form.where)
+    if (w.axis >= 0) size /= parts(w.axis);
+  Path path;
+  Wants where = form.where;
   for (std::size_t d = 0; d < wants.size(); ++d)
-    if (form.where[d].axis >= 0) count += !(form.where[d] == wants[d]);
-  return count;
+    if (where[d].axis < 0 && wants[d].axis >= 0 && !uses(where, wants[d].axis) && !has(form.partial, wants[d].axis)) {
+      size /= parts(wants[d].axis);
+      where[d] = wants[d];
+    }
+  for (int axis : form.partial) {
+    if (keep_partial.count(axis)) continue;
+    const double others = size * (parts(axis) - 1) / parts(axis);
+    const auto d = static_cast<std::size_t>(std::find_if(wants.begin(), wants.end(), [&](const Want& w) { return w.axis == axis; }) - wants.begin());
+    const bool scatter = d < wants.size() && where[d].axis < 0 && bounds_of(wants[d], shape[d]);
+    path.elements += scatter ? others : 2 * others;
+    ++path.collectives;
+    if (scatter) {
+      size /= parts(axis);
+      where[d] = wants[d];
+    }
+  }
+  for (std::size_t d = 0; d < wants.size(); ++d) {
+    const int axis = where[d].axis;
+    if (axis < 0 || where[d] == wants[d]) continue;
+    if (!bounds_of(where[d], shape[d])) return std::nullopt;
+    ++path.collectives;
+    if (wants[d].axis != axis) {
+      path.elements += size * (parts(axis) - 1);
+      size *= parts(axis);
+      where[d] = {};
+      continue;
+    }
+    std::int64_t missing = 0;  // rows of the halos
+    for (std::size_t r = 0; r < wants[d].parts.size(); ++r) {
+      const Interval own = where[d].parts[r], need = wants[d].parts[r];
+      missing += need.size() - std::max<std::int64_t>(0, std::min(own.hi, need.hi) - std::max(own.lo, need.lo));
+    }
+    path.elements += size * static_cast<double>(missing) / static_cast<double>(std::max<std::int64_t>(1, shape[d]));
+    where[d] = wants[d];
+  }
+  return path;
 }
 
 ValueId Resharder::get(ValueId value, const Wants& wants, const std::set<int>& keep_partial, const std::string& reason) {
@@ -105,16 +148,9 @@ ValueId Resharder::get(ValueId value, const Wants& wants, const std::set<int>& k
   }
   const Shape& shape = whole_.type(value).shape;
   const Form* source = nullptr;
-  int fewest = -1;
-  for (const auto& form : forms) {
-    bool parts = true;
-    for (std::size_t d = 0; d < wants.size(); ++d)
-      parts = parts && (form.where[d].axis < 0 || form.where[d] == wants[d] || bounds_of(form.where[d], shape[d]));
-    const int count = collectives_between(form, wants, keep_partial);
-    if (!parts || count < 0 || (source && count >= fewest)) continue;
-    source = &form;
-    fewest = count;
-  }
+  std::optional<Path> least;
+  for (const auto& form : forms)
+    if (const auto way = path(form, value, wants, keep_partial); way && (!source || *way < *least)) source = &form, least = way;
   require(source != nullptr, "[partition] %{} cannot be had as {} wants it", value, reason);
   Form form = *source;
   const auto first_form = form.reason;
@@ -203,10 +239,8 @@ ValueId Resharder::leaf(const Node& node, ValueId value, const Wants& wants, con
   }
   std::vector<Box> boxes;
   for (int d = 0; d < mesh_.size(); ++d) boxes.push_back(box(value, wants, d));
-  const auto& shape = whole_.type(value).shape;
-  const bool vector = std::count_if(shape.begin(), shape.end(), [](std::int64_t s) { return s != 1; }) <= 1;
-  // Biases and norms' weights are so small that fetching them would cost more than keeping them.
-  if (is(node, "weight") && placement_ == Placement::gathered && !vector && only_first.empty()) return fetch(node, boxes);
+  // Vectors are so small that fetching them would cost more than keeping them.
+  if (is(node, "weight") && placement_ == Placement::gathered && !is_vector(whole_.type(value).shape) && only_first.empty()) return fetch(node, boxes);
   ValueId id = -1;
   for (int d = 0; d < mesh_.size(); ++d) {
     auto& device = devices[static_cast<std::size_t>(d)];

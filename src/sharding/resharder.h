@@ -2,7 +2,9 @@
 // the sharding that its reader wants, by the collectives that lead there.
 #pragma once
 
+#include <compare>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -26,6 +28,8 @@ class Resharder {
 
   /// Inputs, weights and constants: made on every device as they are wanted.
   static bool is_leaf(const graph::Node& node);
+  /// At most one dimension that is not 1: biases and norms' weights, of which every device that needs one keeps its own.
+  static bool is_vector(const Shape& shape);
 
   /// Appends a node to every device's graph; `attrs` has one entry a device.
   std::vector<graph::ValueId> emit(const graph::Op& op, const std::vector<graph::ValueId>& inputs, const std::vector<graph::Attrs>& attrs,
@@ -35,7 +39,7 @@ class Resharder {
 
   /// The value on the devices as `wants` says; sums are complete but along the axes in `keep_partial`.
   graph::ValueId get(graph::ValueId value, const Wants& wants, const std::set<int>& keep_partial, const std::string& reason);
-  /// A leaf's value on the devices with coordinate 0 along `axes`, zeros on the others: so that a sum over them is the value.
+  /// A vector's value on the devices with coordinate 0 along `axes`, zeros on the others: so that a sum over them is the value.
   graph::ValueId on_first(graph::ValueId leaf, const Wants& wants, const std::set<int>& axes);
   /// Parts that lie along a leading dimension of size 1 a device, joined along it.
   graph::ValueId gather(graph::ValueId id, int dim, int axis, const std::string& reason);
@@ -58,7 +62,13 @@ class Resharder {
   };
   graph::ValueId leaf(const graph::Node& node, graph::ValueId value, const Wants& wants, const std::set<int>& only_first);
   graph::ValueId fetch(const graph::Node& node, const std::vector<Box>& boxes);
-  int collectives_between(const Form& form, const Wants& wants, const std::set<int>& keep_partial) const;
+  // What leads from a form to what is wanted.
+  struct Path {
+    double elements = 0;  ///< that all devices receive
+    int collectives = 0;
+    auto operator<=>(const Path&) const = default;
+  };
+  std::optional<Path> path(const Form& form, graph::ValueId value, const Wants& wants, const std::set<int>& keep_partial) const;
   void slice(Form& form, graph::ValueId value, const Wants& wants, std::size_t dim);
   graph::ValueId collective(const std::string& op, graph::ValueId id, int axis, graph::Attrs attrs, const std::string& reason);
   graph::Attrs localized(const graph::Node& node, const Box& box) const;

@@ -75,96 +75,148 @@ class Strategy {
     const ValueId output = graph_.outputs().at(0).value;
     const auto& shape = graph_.type(output).shape;
     const std::size_t d = dim ? *dim : shape.size() >= 4 ? 2 : 1;
-    const auto& name = mesh_.axes()[axis].name;
+    const auto& name = name_of(axis);
+    const auto size = mesh_.axes()[static_cast<std::size_t>(axis)].size;
     const int seed = d < shape.size() ? groups_.of_value(output, d) : -1;
     if (seed < 0) {
-      decision_.notes.push_back(fmt::format("{}={}: the output {} has no {} to cut, so every device of the axis does the same work", name,
-                                            mesh_.axes()[axis].size, graph::to_string(graph_.type(output)), what));
+      decision_.notes.push_back(fmt::format("{}={}: the output {} has no {} to cut, so every device of the axis does the same work; use {}=1, or tensor={}",
+                                            name, size, graph::to_string(graph_.type(output)), what, name, size));
       return;
     }
+    if (const auto units = groups_.all()[static_cast<std::size_t>(seed)].units; units < size)
+      decision_.notes.push_back(fmt::format("{}={}: the output {} has {} {} to cut, so {} of the devices of the axis do nothing; use {}={} at most, or tensor={}",
+                                            name, size, graph::to_string(graph_.type(output)), units, what, size - units, name, units, size));
     for (int g : groups_.connected(seed)) {
       const auto& group = groups_.all()[static_cast<std::size_t>(g)];
       if (free_of(group, axis)) cut(group.members, group.units, axis, group.name, what);
     }
   }
 
-  // Matmuls and convolutions: what contracts a factor.
-  bool heavy(int n) const {
-    const auto& factors = groups_.rule(n).factors;
-    return std::any_of(factors.begin(), factors.end(), [](const auto& f) { return f.kind == FactorKind::contracted; });
-  }
   bool is_weight(ValueId id) const { return graph::is(graph_.producer(id), "weight"); }
-
-  // Whether a group divides heavy work by dividing weights.
-  bool divides_weights(const FactorGroup& group) const {
-    bool work = false, weights = false;
-    for (auto [n, f] : group.members) {
-      work = work || heavy(n);
-      weights = weights || graph::is(graph_.nodes()[static_cast<std::size_t>(n)], "weight");
-    }
-    return work && weights;
-  }
+  const std::string& name_of(int axis) const { return mesh_.axes()[static_cast<std::size_t>(axis)].name; }
 
   void cut_channels(int axis) {
-    std::vector<const FactorGroup*> candidates;
-    for (const auto& group : groups_.all())
-      if (group.units > 1 && divides_weights(group)) candidates.push_back(&group);
-    std::stable_sort(candidates.begin(), candidates.end(), [](const FactorGroup* a, const FactorGroup* b) {
-      return a->leave_bytes * b->flops < b->leave_bytes * a->flops;
-    });
-    // A group that begins with the output channels of one heavy op and ends in the partial sums of another costs one sum
-    // for the work of both; what is left over is cut op by op below.
-    for (const auto* group : candidates) {
-      const auto has = [&](FactorKind kind) {
-        return std::any_of(group->members.begin(), group->members.end(), [&](const auto& m) {
-          return heavy(m.first) && groups_.rule(m.first).factors[static_cast<std::size_t>(m.second)].kind == kind;
-        });
-      };
-      if (has(FactorKind::free) && has(FactorKind::contracted) && free_of(*group, axis))
-        cut(group->members, group->units, axis, group->name, "units");
-    }
-    double flops = 0, weights = 0;
-    for (const auto& node : graph_.nodes()) {
-      flops += node.op->flops(graph_.context(node));
-      if (graph::is(node, "weight")) weights += static_cast<double>(graph_.type(node.outputs[0]).bytes());
-    }
-    for (int n = 0; n < static_cast<int>(graph_.nodes().size()); ++n) {
-      const Node& node = graph_.nodes()[static_cast<std::size_t>(n)];
-      if (!heavy(n) || taken_.count({n, axis})) continue;
-      double own = 0;
-      for (ValueId id : node.inputs)
-        if (is_weight(id)) own += static_cast<double>(graph_.type(id).bytes());
-      // Not worth a collective of its own below a thousandth of everything.
-      if (own > 0 && (own > weights / 1000 || node.op->flops(graph_.context(node)) > flops / 1000)) cut_alone(n, axis);
+    const auto given = mesh_.cuts.find(name_of(axis));
+    if (given == mesh_.cuts.end()) {
+      choose_groups(axis);
+      choose_alone(axis);
+    } else {
+      follow(axis, given->second);
     }
   }
 
-  // One heavy op: by its contracted factor where the partial sum joins another one, else by its output channels together
-  // with the bias behind it.
-  void cut_alone(int n, int axis) {
+  // A group that begins with the output channels of one heavy op and ends in the partial sums of another costs one sum for the work of
+  // both; those that cost the fewest bytes an operation come first.
+  void choose_groups(int axis) {
+    std::vector<const FactorGroup*> candidates;
+    for (const auto& group : groups_.all()) {
+      const auto divides = [&](FactorKind kind) {
+        return std::any_of(group.members.begin(), group.members.end(), [&](const auto& m) {
+          return groups_.rule(m.first).factors[static_cast<std::size_t>(m.second)].kind == kind && groups_.divided_weights(m.first, m.second) > 0;
+        });
+      };
+      if (group.units > 1 && divides(FactorKind::free) && divides(FactorKind::contracted)) candidates.push_back(&group);
+    }
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const FactorGroup* a, const FactorGroup* b) { return a->leave * b->weights < b->leave * a->weights; });
+    for (const auto* group : candidates)
+      if (free_of(*group, axis)) cut_group(*group, axis);
+  }
+
+  // What is left over is cut op by op, where it is worth a collective of its own: from a thousandth of all weights on.
+  void choose_alone(int axis) {
+    double weights = 0;
+    for (const auto* weight : graph_.all("weight")) weights += static_cast<double>(graph_.type(weight->outputs[0]).bytes());
+    for (int n = 0; n < static_cast<int>(graph_.nodes().size()); ++n) {
+      double own = 0;
+      for (ValueId id : weights_left(n, axis)) own += static_cast<double>(graph_.type(id).bytes());
+      if (own <= weights / 1000) continue;
+      const auto cuts = cuts_alone(n, axis);
+      if (cuts.joined.factor >= 0)
+        cut_alone(n, cuts.joined, true, axis);
+      else if (cuts.output.factor >= 0)
+        cut_alone(n, cuts.output, false, axis);
+    }
+  }
+
+  void follow(int axis, const Cuts& given) {
+    const auto missing = [&](const std::string& name) {
+      fail("[strategy] the plan cuts '{}' along '{}' but this model has no such weight, or it cannot be cut so, or twice", name, name_of(axis));
+    };
+    for (const auto& name : given.groups) {
+      const auto& all = groups_.all();
+      const auto group = std::find_if(all.begin(), all.end(), [&](const FactorGroup& g) { return g.name == name && g.weights > 0; });
+      if (group == all.end() || !free_of(*group, axis)) missing(name);
+      cut_group(*group, axis);
+    }
+    std::set<std::string> left(given.alone.begin(), given.alone.end());
+    for (int n = 0; n < static_cast<int>(graph_.nodes().size()); ++n) {
+      if (weights_left(n, axis).empty()) continue;
+      const auto cuts = cuts_alone(n, axis);
+      for (const auto* one : {&cuts.input, &cuts.output})
+        if (one->factor >= 0 && std::find(given.alone.begin(), given.alone.end(), one->name) != given.alone.end()) {
+          left.erase(one->name);
+          cut_alone(n, *one, one == &cuts.input, axis);
+          break;
+        }
+    }
+    if (!left.empty()) missing(*left.begin());
+  }
+
+  void cut_group(const FactorGroup& group, int axis) {
+    cut(group.members, group.units, axis, group.name, "units");
+    decision_.cuts[name_of(axis)].groups.push_back(group.name);
+  }
+
+  // The weights of a heavy op that nothing cuts yet along this axis.
+  std::vector<ValueId> weights_left(int n, int axis) const {
+    std::vector<ValueId> weights;
+    if (!is_heavy(groups_.rule(n)) || taken_.count({n, axis})) return weights;
+    for (ValueId id : graph_.nodes()[static_cast<std::size_t>(n)].inputs)
+      if (is_weight(id)) weights.push_back(id);
+    return weights;
+  }
+
+  // A factor of one heavy op and the dimension of its weight; factor -1: none can be cut.
+  struct Alone {
+    int factor = -1;
+    std::string name;
+  };
+  struct CutsAlone {
+    Alone output, input, joined;  ///< joined: input, where the partial sum meets another one in a sum
+  };
+  CutsAlone cuts_alone(int n, int axis) const {
     const Node& node = graph_.nodes()[static_cast<std::size_t>(n)];
     const auto& rule = groups_.rule(n);
-    const ValueId weight = *std::find_if(node.inputs.begin(), node.inputs.end(), [&](ValueId id) { return is_weight(id); });
-    const std::size_t at = static_cast<std::size_t>(std::find(node.inputs.begin(), node.inputs.end(), weight) - node.inputs.begin());
-    int out = -1, contracted = -1;
-    for (const auto& dim : rule.inputs[at]) {
-      const int f = major_of(rule, dim).factor;
+    const auto at = std::find_if(node.inputs.begin(), node.inputs.end(), [&](ValueId id) { return is_weight(id); }) - node.inputs.begin();
+    const auto& dims = rule.inputs[static_cast<std::size_t>(at)];
+    CutsAlone cuts;
+    for (std::size_t d = 0; d < dims.size(); ++d) {
+      const int f = major_of(rule, dims[d]).factor;
       if (f < 0 || !can_cut(rule, f) || decision_.assignment.count({n, f})) continue;
-      (rule.factors[static_cast<std::size_t>(f)].kind == FactorKind::contracted ? contracted : out) = f;
+      auto& alone = rule.factors[static_cast<std::size_t>(f)].kind == FactorKind::contracted ? cuts.input : cuts.output;
+      alone.factor = f;
+      alone.name = weight_name(graph_.producer(node.inputs[static_cast<std::size_t>(at)]), d);
     }
-    const bool joins = contracted >= 0 && joins_partial_sum(node.outputs[0], axis);
-    const int factor = joins ? contracted : out;
-    if (factor < 0) return;
-    std::vector<std::pair<int, int>> members = {{n, factor}};
-    std::int64_t units = rule.factors[static_cast<std::size_t>(factor)].size;
-    if (!joins)
+    if (cuts.input.factor >= 0 && joins_partial_sum(node.outputs[0], axis)) cuts.joined = cuts.input;
+    return cuts;
+  }
+
+  // One heavy op, by its input channels or by its output channels together with the bias behind it.
+  void cut_alone(int n, const Alone& alone, bool input, int axis) {
+    const Node& node = graph_.nodes()[static_cast<std::size_t>(n)];
+    std::vector<std::pair<int, int>> members = {{n, alone.factor}};
+    const std::int64_t units = groups_.rule(n).factors[static_cast<std::size_t>(alone.factor)].size;
+    if (!input)
       if (const int bias = bias_behind(node.outputs[0]); bias >= 0 && !taken_.count({bias, axis})) {
-        const int group = groups_.of(n, factor);
+        const int group = groups_.of(n, alone.factor);
         for (std::size_t f = 0; f < groups_.rule(bias).factors.size(); ++f)
           if (groups_.of(bias, static_cast<int>(f)) == group && !decision_.assignment.count({bias, static_cast<int>(f)}))
             members.push_back({bias, static_cast<int>(f)});
       }
-    cut(members, units, axis, node.name.empty() ? std::string(node.op->name()) : node.name, joins ? "input channels" : "output channels");
+    cut(members, units, axis, alone.name, input ? "input channels" : "output channels");
+    auto& names = decision_.cuts[name_of(axis)].alone;
+    if (std::find(names.begin(), names.end(), alone.name) == names.end()) names.push_back(alone.name);
   }
 
   // The node that alone reads a value and adds a weight to it; -1 if there is none.

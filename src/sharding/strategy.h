@@ -15,9 +15,10 @@ namespace comfytp::sharding {
 struct FactorGroup {
   std::vector<std::pair<int, int>> members;  ///< (node, factor)
   std::int64_t units = 0;                    ///< every member can be cut into this many equal steps
-  double flops = 0;                          ///< of the nodes whose work a cut would divide
-  double leave_bytes = 0;                    ///< that have to be communicated where the group ends
-  std::string name;                          ///< of its heaviest node, for `plan --dump`
+  // Of the model alone, so that every shape of a call chooses alike.
+  double weights = 0;  ///< elements of the weights of heavy ops that a cut would divide; the work a token is in proportion
+  double leave = 0;    ///< channels of a token that have to be communicated where the group ends, a sum counting twice
+  std::string name;    ///< the largest weight that it cuts, as in Cuts; without weights its first node
 };
 
 /// All groups of a graph.
@@ -32,13 +33,17 @@ class FactorGroups {
   int of_value(graph::ValueId value, std::size_t dim) const;
   /// The group and all that hang on it by halos: the rows of all resolutions of an image.
   std::set<int> connected(int group) const;
+  /// The factor of a heavy node divides an operand that is made of weights alone; its elements, 0 if not.
+  double divided_weights(int node, int factor) const;
 
  private:
   std::pair<int, int> cut_of_value(graph::ValueId value, std::size_t dim) const;  // factor (-1: none) and node
+  double summed_channels(int node) const;
   void measure();
 
   const graph::Graph& graph_;
   std::vector<graph::Rule> rules_;
+  std::vector<bool> of_weights_;  // values that hang on weights alone
   std::vector<std::vector<int>> of_;
   std::vector<FactorGroup> groups_;
   std::map<int, std::set<int>> neighbours_;
@@ -48,9 +53,15 @@ struct Decision {
   Assignment assignment;
   std::vector<std::string> notes;   ///< what could not be cut as the mesh asks, and what was done instead
   std::vector<std::string> groups;  ///< which group went to which axis, for `plan --dump`
+  std::map<std::string, Cuts> cuts;  ///< what was chosen, or the mesh's own
 };
+/// "key[1]": a dimension of a weight node, as in Cuts.
+std::string weight_name(const graph::Node& weight, std::size_t dim);
+/// A matmul, a convolution: contracts a factor.
+bool is_heavy(const graph::Rule& rule);
 /// Gives the groups of a normalised graph to the mesh's axes: batch (the samples), patch (rows and tokens), tensor (heads,
-/// feed-forwards, inner channels, and what is left by output channels).
+/// feed-forwards, inner channels, and what is left by output channels). What is cut of the weights depends on the model and the mesh
+/// alone, not on the shape of the call. Throws Error when the mesh's own cuts name what the model has not or cannot cut so.
 Decision decide(const graph::Graph& graph, const Mesh& mesh);
 
 }  // namespace comfytp::sharding

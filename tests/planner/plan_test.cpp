@@ -55,6 +55,21 @@ TEST(PlanJsonOfOneDevice, NeedsNoAxis) {
   EXPECT_EQ(from_json(to_json(plan)).mesh.size(), 1);
 }
 
+TEST(PlanJsonCuts, AreReadBack) {
+  auto plan = make("cpu:0,cpu:1", "tensor=2");
+  plan.mesh.cuts["tensor"] = {{"a.weight[1]", "b.weight[0]@8"}, {"c.weight[0]"}};
+  const auto read = from_json(to_json(plan));
+  ASSERT_EQ(read.mesh.cuts.size(), 1u);
+  EXPECT_EQ(read.mesh.cuts.at("tensor").groups, plan.mesh.cuts["tensor"].groups);
+  EXPECT_EQ(read.mesh.cuts.at("tensor").alone, plan.mesh.cuts["tensor"].alone);
+  EXPECT_TRUE(from_json(to_json(make("cpu:0,cpu:1", "tensor=2"))).mesh.cuts.empty());
+}
+
+TEST(RankNames, TellRanksOfOneDeviceApart) {
+  const auto names = rank_names({{"cuda", 0, 0}, {"cuda", 1, 0}, {"cuda", 0, 0}});
+  EXPECT_EQ(names, (std::vector<std::string>{"cuda:0#0", "cuda:1", "cuda:0#1"}));
+}
+
 TEST(PlanJsonFields, OfOtherNamesArePassedOver) {
   EXPECT_EQ(from_json(R"({"version":1,"devices":[{"name":"cpu:0","speed":2}],"mesh":"","weights":"resident","report":{}})").devices.size(),
             1u);
@@ -87,6 +102,12 @@ INSTANTIATE_TEST_SUITE_P(
                     BadCase{R"({"version":1,"devices":[{"name":"cpu:0"}],"mesh":"pipe=1","weights":"resident"})", "'mesh'"},
                     BadCase{R"({"version":1,"devices":[{"name":"cpu:0"}],"mesh":"tensor=1"})", "'weights'"},
                     BadCase{R"({"version":1,"devices":[{"name":"cpu:0"}],"mesh":"tensor=1","weights":"mirrored"})", "'weights'"},
+                    BadCase{R"({"version":1,"devices":[{"name":"cpu:0"},{"name":"cpu:1"}],"mesh":"tensor=2","weights":"resident","cuts":[]})", "'cuts'"},
+                    BadCase{R"({"version":1,"devices":[{"name":"cpu:0"},{"name":"cpu:1"}],"mesh":"tensor=2","weights":"resident","cuts":{"batch":{}}})", "'batch'"},
+                    BadCase{R"({"version":1,"devices":[{"name":"cpu:0"},{"name":"cpu:1"}],"mesh":"batch=2","weights":"resident","cuts":{"tensor":{}}})", "'cuts.tensor'"},
+                    BadCase{R"({"version":1,"devices":[{"name":"cpu:0"},{"name":"cpu:1"}],"mesh":"tensor=2","weights":"resident","cuts":{"tensor":3}})", "'cuts.tensor'"},
+                    BadCase{R"({"version":1,"devices":[{"name":"cpu:0"},{"name":"cpu:1"}],"mesh":"tensor=2","weights":"resident","cuts":{"tensor":{"groups":[1]}}})", "'cuts.tensor.groups'"},
+                    BadCase{R"({"version":1,"devices":[{"name":"cpu:0"},{"name":"cpu:1"}],"mesh":"tensor=2","weights":"resident","cuts":{"tensor":{"alone":"x"}}})", "'cuts.tensor.alone'"},
                     BadCase{R"({"version":1,"devices":[{"name":"cpu:0"}],"mesh":"tensor=2","weights":"resident"})", "tensor=2"}));
 
 TEST(DefaultMesh, SplitsByTensorOverAllDevices) {
