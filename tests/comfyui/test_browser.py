@@ -126,7 +126,13 @@ def test_wrong_ids_show_their_error_on_the_node(page, server):
         node.widgets.find(widget => widget.name === 'gpu_ids').value = '0,0'; }"""
     )
     page.evaluate("() => window.app.queuePrompt(0)")
-    page.get_by_text("cpu:0 stands twice").first.wait_for()
+    said = page.get_by_text("cpu:0 stands twice in '0,0'; devices here: cpu:0 to cpu:63")
+    details = page.get_by_text("View details")  # newer pages show the reason behind two clicks
+    details.or_(said).first.wait_for()
+    if details.count():
+        details.first.click()
+        page.locator("[aria-label*=nfo]").first.click()
+    said.first.wait_for()
     page.wait_for_timeout(1000)
     picture(page, "wrong_ids")
     marked = page.evaluate("() => window.app.graph._nodes.filter(node => node.has_errors).map(node => node.type)")

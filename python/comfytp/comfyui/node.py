@@ -60,7 +60,7 @@ class MultiGPUDiffusionModel:
         try:
             _package().check_devices(gpu_ids)
         except (ValueError, RuntimeError) as error:
-            return str(error)
+            return str(error).removeprefix("gpu_ids: ")  # ComfyUI names the input
         return True
 
     def split(self, model: Any, gpu_ids: str, verbose: bool = False, memory_mode: str = "balanced") -> tuple[Any]:
