@@ -100,8 +100,8 @@ Plan from_json(const std::string& json) {
   ordered_json root;
   try {
     root = ordered_json::parse(json);
-  } catch (const ordered_json::exception& error) {
-    fail("[plan] expected JSON but got something else: {}", error.what());
+  } catch (const ordered_json::parse_error& error) {
+    fail("[plan] expected JSON, as `comfytp plan --json` prints it, but at byte {} of {} it is none", error.byte, json.size());
   }
   require(root.is_object(), "[plan] expected a JSON object but got {}", root.type_name());
   const auto& version = field(root, "version", "version");
