@@ -208,8 +208,9 @@ class Detector {
     const auto divisor = by_width ? heads_.head_dim.value_or(64) : heads_.heads.value_or(8);
     for (auto& t : unet_.transformers) {
       require(t.channels % divisor == 0,
-              "[models] {}: expected the {} channels of {} to be divisible by {}, the {}; a UNet of other heads needs heads or head_dim",
-              name_, t.channels, t.prefix, divisor, by_width ? "width of a head" : "number of heads");
+              "[models] {}: expected the {} channels of {} to be divisible by {}, the {}; {}",
+              name_, t.channels, t.prefix, divisor, by_width ? "width of a head" : "number of heads",
+              heads_.heads || heads_.head_dim ? "where it is not given, the family's rule holds" : "a UNet of other heads needs heads or head_dim");
       t.heads = by_width ? t.channels / divisor : divisor;
     }
   }
