@@ -20,6 +20,11 @@ using graph::OpContext;
 using graph::Rule;
 using graph::ValueId;
 
+// A node in a message: a capture names few.
+std::string label(const Node& node) {
+  return node.name.empty() ? fmt::format("{} %{}", node.op->name(), node.outputs.at(0)) : fmt::format("{} '{}'", node.op->name(), node.name);
+}
+
 // The cut factors of one node.
 struct Cuts {
   std::vector<const Cut*> of;  // by factor, null where whole
@@ -27,7 +32,7 @@ struct Cuts {
     std::string text;
     for (std::size_t f = 0; f < of.size(); ++f)
       if (of[f]) text += fmt::format("{}{}/{}", text.empty() ? "" : ", ", rule.factors[f].name, mesh.axes()[of[f]->axis].name);
-    return text;
+    return text.empty() ? "whole" : text;
   }
 };
 
@@ -37,7 +42,7 @@ Cuts cuts_of(int index, const Node& node, const Rule& rule, const Assignment& as
   for (auto it = assignment.lower_bound({index, 0}); it != assignment.end() && it->first.first == index; ++it) {
     const auto factor = static_cast<std::size_t>(it->first.second);
     const auto& cut = it->second;
-    const auto where = fmt::format("{} '{}'", node.op->name(), node.name);
+    const auto where = label(node);
     require(factor < rule.factors.size() && can_cut(rule, static_cast<int>(factor)), "[partition] factor {} of {} cannot be cut", factor, where);
     require(cut.axis >= 0 && cut.axis < static_cast<int>(mesh.axes().size()), "[partition] {} is cut along axis {} of {}", where, cut.axis,
             mesh.axes().size());
@@ -106,7 +111,7 @@ class Partitioner {
     partial.insert(kept.begin(), kept.end());
 
     std::vector<ValueId> inputs;
-    const auto reason = fmt::format("{} '{}' ({})", node.op->name(), node.name, cuts.describe(rule, mesh_));
+    const auto reason = fmt::format("{} ({})", label(node), cuts.describe(rule, mesh_));
     for (std::size_t i = 0; i < node.inputs.size(); ++i) {
       const Wants wants = wants_of(rule, rule.inputs[i], cuts);
       const bool once = !kept.empty() && Resharder::is_leaf(graph_.producer(node.inputs[i]));
@@ -165,7 +170,7 @@ class Partitioner {
       if (!moments) {
         for (int d = 0; d < mesh_.size(); ++d) moments = node.op->emit_moments(reshard_.devices[d], local[d], inputs);
       }
-      moments = reshard_.gather(*moments, 0, cuts.of[f]->axis, fmt::format("statistics of {} '{}'", node.op->name(), node.name));
+      moments = reshard_.gather(*moments, 0, cuts.of[f]->axis, fmt::format("statistics of {}", label(node)));
     }
     if (moments) inputs.push_back(*moments);
   }

@@ -271,7 +271,7 @@ ValueId Resharder::fetch(const Node& node, const std::vector<Box>& boxes) {
     part[static_cast<std::size_t>(dim)] = {longest->lo + bounds[static_cast<std::size_t>(rank)], longest->lo + bounds[static_cast<std::size_t>(rank) + 1]};
     parts.push_back(localized(node, part));
     fetches.push_back({{"dim", static_cast<std::int64_t>(dim)}, {"bounds", bounds}, {"group", group}, {"rank", static_cast<std::int64_t>(rank)},
-                       {"reason", fmt::format("the other devices' shares of '{}'", node.name)}});
+                       {"reason", fmt::format("the other devices' shares of '{}'", node.attrs.text("key"))}});
     shared = shared || group.size() > 1;
   }
   const ValueId stored = emit(*node.op, {}, parts, node.name)[0];
