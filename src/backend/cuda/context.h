@@ -6,6 +6,8 @@
 #include <cudnn.h>
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 
 namespace comfytp::backend::cuda {
@@ -18,6 +20,7 @@ struct Context {
   cudaStream_t stream = nullptr;  ///< everything runs on it, in the order of the calls
   cublasLtHandle_t cublas = nullptr;
   cudnnHandle_t cudnn = nullptr;
+  std::map<std::string, std::weak_ptr<void>> plans;  ///< of cuDNN, by what they do
 
   int multiprocessors() const { return properties.multiProcessorCount; }
 };

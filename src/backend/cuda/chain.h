@@ -1,0 +1,46 @@
+// Chains of elementwise steps (src/graph/ops/steps.h) as device code takes them. Known to host and device code.
+#pragma once
+
+#include <cstdint>
+
+namespace comfytp::backend::cuda {
+
+constexpr int kChainDims = 4;
+constexpr int kChainSteps = 8;
+
+enum class StepKind : std::uint8_t { add, mul, add_one_mul, silu, gelu, gelu_tanh, sigmoid, tanh, relu };
+
+struct ChainStep {
+  StepKind kind = StepKind::add;
+  std::int8_t operand = -1;                  ///< number of its operand, or -1
+  std::int64_t stride[kChainDims] = {};      ///< of the operand, in elements; 0 where it is broadcast
+};
+
+/// The value has up to kChainDims dimensions, the outermost first and dense in that order.
+struct Chain {
+  int dims = 0;
+  std::int64_t size[kChainDims] = {};
+  int count = 0;
+  ChainStep steps[kChainSteps];
+  /// The innermost dimension and all strides allow packs of so many elements.
+  bool packs_of(int n) const {
+    bool fits = size[dims - 1] % n == 0;
+    for (int s = 0; fits && s < count; ++s) {
+      if (steps[s].operand < 0) continue;
+      fits = steps[s].stride[dims - 1] <= 1;
+      for (int d = 0; fits && d < dims - 1; ++d) fits = steps[s].stride[d] % n == 0;
+    }
+    return fits;
+  }
+};
+
+struct ChainOperands {
+  const void* at[kChainSteps] = {};
+  bool aligned() const {
+    for (const void* p : at)
+      if (reinterpret_cast<std::uintptr_t>(p) % 16) return false;
+    return true;
+  }
+};
+
+}  // namespace comfytp::backend::cuda

@@ -1,0 +1,96 @@
+#include "backend/cuda/chain_plan.h"
+
+#include <algorithm>
+#include <map>
+#include <string>
+
+#include "base/error.h"
+#include "graph/ops/steps.h"
+
+namespace comfytp::backend::cuda {
+namespace {
+
+StepKind kind_of(const std::string& step) {
+  static const std::map<std::string, StepKind> kinds = {
+      {"bias", StepKind::add},           {"add", StepKind::add},         {"mul", StepKind::mul},
+      {"add_one_mul", StepKind::add_one_mul}, {"silu", StepKind::silu},  {"gelu", StepKind::gelu},
+      {"gelu_tanh", StepKind::gelu_tanh},     {"sigmoid", StepKind::sigmoid}, {"tanh", StepKind::tanh}, {"relu", StepKind::relu}};
+  const auto it = kinds.find(step);
+  require(it != kinds.end(), "[cuda] expected a step that the kernels know but got '{}'", step);
+  return it->second;
+}
+
+// Strides of an operand along x's dimensions.
+Shape strides_along(const std::string& step, const Operand& operand, std::size_t rank, std::size_t channel) {
+  Shape strides(rank, 0);
+  if (step == "bias") {
+    strides[channel] = 1;
+    return strides;
+  }
+  const auto own = graph::strides_of(operand.type.shape, operand.order);
+  for (std::size_t d = 0; d < rank; ++d)
+    if (operand.type.shape[d] != 1) strides[d] = own[d];
+  return strides;
+}
+
+}  // namespace
+
+Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operand> operands, std::size_t channel, bool rows) {
+  const auto names = graph::steps_of(list);
+  const auto rank = x.type.shape.size();
+  std::vector<ChainStep> steps;
+  std::vector<Shape> strides;
+  int next = 0;
+  for (const auto& name : names) {
+    ChainStep step{kind_of(name), -1, {}};
+    if (graph::takes_operand(name)) {
+      strides.push_back(strides_along(name, operands[static_cast<std::size_t>(next)], rank, channel));
+      step.operand = static_cast<std::int8_t>(next++);
+    }
+    steps.push_back(step);
+  }
+  struct Dim {
+    std::int64_t size;
+    std::vector<std::int64_t> strides;
+  };
+  std::vector<Dim> dims;
+  for (std::size_t i = 0; i < rank; ++i) {
+    const auto d = static_cast<std::size_t>(x.order[i]);
+    const bool inner = rows && i + 1 == rank;
+    if (x.type.shape[d] == 1 && !inner) continue;
+    Dim dim{x.type.shape[d], {}};
+    for (const auto& s : strides) dim.strides.push_back(s[d]);
+    const auto follows = [&](const Dim& outer) {
+      for (std::size_t k = 0; k < dim.strides.size(); ++k)
+        if (outer.strides[k] != dim.strides[k] * dim.size) return false;
+      return true;
+    };
+    if (!dims.empty() && !inner && follows(dims.back())) {
+      dims.back().size *= dim.size;
+      dims.back().strides = dim.strides;
+    } else {
+      dims.push_back(std::move(dim));
+    }
+  }
+  if (dims.empty()) dims.push_back({1, std::vector<std::int64_t>(strides.size(), 0)});
+  require(dims.size() <= kChainDims, "[cuda] expected steps over at most {} dimensions but got {}", kChainDims, dims.size());
+  Chain chain;
+  chain.dims = static_cast<int>(dims.size());
+  chain.count = static_cast<int>(steps.size());
+  for (std::size_t d = 0; d < dims.size(); ++d) chain.size[d] = dims[d].size;
+  for (std::size_t s = 0; s < steps.size(); ++s) {
+    if (steps[s].operand >= 0)
+      for (std::size_t d = 0; d < dims.size(); ++d) steps[s].stride[d] = dims[d].strides[static_cast<std::size_t>(steps[s].operand)];
+    chain.steps[s] = steps[s];
+  }
+  return chain;
+}
+
+ChainOperands chain_operands(const Chain& chain, std::span<const void* const> in, std::size_t first) {
+  ChainOperands operands;
+  for (int s = 0; s < chain.count; ++s)
+    if (const int o = chain.steps[s].operand; o >= 0) operands.at[o] = in[first + static_cast<std::size_t>(o)];
+  return operands;
+}
+
+}  // namespace comfytp::backend::cuda

@@ -1,0 +1,55 @@
+// group_norm: the moments of pieces of every sample, then one pass that merges them and norms; and group_moments.
+#include "backend/cuda/kernels/group_norm.h"
+
+#include "backend/cuda/kernel_table.h"
+#include "backend/cuda/status.h"
+
+namespace comfytp::backend::cuda {
+namespace {
+
+GroupNorm sizes_of(const Site& site) {
+  const auto& x = site.shape(0);
+  GroupNorm norm;
+  norm.samples = x[0];
+  norm.channels = x[1];
+  norm.rows = 1;
+  for (std::size_t d = 2; d < x.size(); ++d) norm.rows *= x[d];
+  norm.groups = static_cast<int>(site.attrs().integer("groups"));
+  return norm;
+}
+
+std::unique_ptr<Kernel> make_norm(const Site& site) {
+  const DType dtype = site.in[0].type.dtype;
+  expect_real(site, dtype);
+  GroupNorm norm = sizes_of(site);
+  norm.epsilon = static_cast<float>(site.attrs().real("epsilon"));
+  norm.silu = site.attrs().text_or("activation", "") == "silu";
+  const bool given = site.in.size() == 4;
+  norm.parts = static_cast<int>(given ? site.shape(3)[0] : norm.pieces());
+  return make_kernel(
+      [=, stream = site.context.stream](auto in, auto out, void* workspace) {
+        auto* moments = given ? static_cast<const float*>(in[3]) : static_cast<const float*>(workspace);
+        if (!given) check(launch_group_moments(norm, dtype, in[0], static_cast<float*>(workspace), stream), "group_norm");
+        check(launch_group_norm(norm, dtype, in[0], in[1], in[2], moments, out[0], stream), "group_norm");
+      },
+      given ? 0 : norm.workspace_bytes());
+}
+
+std::unique_ptr<Kernel> make_moments(const Site& site) {
+  const DType dtype = site.in[0].type.dtype;
+  expect_real(site, dtype);
+  const GroupNorm norm = sizes_of(site);
+  return make_kernel(
+      [=, stream = site.context.stream](auto in, auto out, void* workspace) {
+        auto* pieces = static_cast<float*>(workspace);
+        check(launch_group_moments(norm, dtype, in[0], pieces, stream), "group_moments");
+        check(launch_merge_moments(static_cast<int>(norm.pieces()), norm.samples * norm.groups, pieces, static_cast<float*>(out[0]), stream),
+              "group_moments");
+      },
+      norm.workspace_bytes());
+}
+
+const bool registered = register_kernel("group_norm", {make_norm, {}}) && register_kernel("group_moments", {make_moments, {}});
+
+}  // namespace
+}  // namespace comfytp::backend::cuda

@@ -1,0 +1,48 @@
+// Matrix products by cuBLASLt, each with an algorithm that was timed once and is remembered.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "backend/cuda/context.h"
+#include "base/dtype.h"
+
+namespace comfytp::backend::cuda {
+
+/// y[b][r, o] = sum over i of x[b][r, i] w[b][o, i] (+ bias[o]), row-major, in fp32. Strides between batches are in elements.
+struct MatmulSizes {
+  DType dtype = DType::f16;
+  std::int64_t rows = 0, inner = 0, outputs = 0;
+  std::int64_t batch = 1, x_stride = 0, w_stride = 0, y_stride = 0;
+  bool w_transposed = false;  ///< w is [i, o] instead of [o, i]
+  bool bias = false;
+};
+
+class Matmul {
+ public:
+  /// Chooses the algorithm: from what is remembered of this device and library, else by timing the likely ones on scratch memory.
+  Matmul(Context& context, const MatmulSizes& sizes);
+  ~Matmul();
+  Matmul(const Matmul&) = delete;
+  Matmul& operator=(const Matmul&) = delete;
+
+  std::int64_t workspace_bytes() const { return workspace_; }
+  void run(const void* x, const void* w, const void* bias, void* y, void* workspace);
+
+ private:
+  void choose();
+  cublasStatus_t launch(const cublasLtMatmulAlgo_t& algorithm, const void* x, const void* w, const void* bias, void* y, void* workspace,
+                        std::int64_t bytes, cudaStream_t stream);
+
+  Context& context_;
+  MatmulSizes sizes_;
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  cublasLtMatrixLayout_t x_ = nullptr, w_ = nullptr, y_ = nullptr;
+  cublasLtMatmulAlgo_t algorithm_{};
+  std::int64_t workspace_ = 0;
+};
+
+}  // namespace comfytp::backend::cuda
