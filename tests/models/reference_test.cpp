@@ -7,6 +7,7 @@
 #include "graph/rewrites.h"
 #include "models/unet.h"
 #include "shapes_only.h"
+#include "small_unet.h"
 
 namespace comfytp::test {
 namespace {
@@ -14,44 +15,7 @@ namespace {
 using graph::Node;
 using graph::RefTensor;
 using models::UNet;
-using models::UNetBlock;
 using models::UNetCall;
-using Kind = models::UNetModule::Kind;
-
-/// Two resolutions with one ResBlock each; transformers at the first (SD1's construction) or at the second (SDXL's).
-Tensors small_unet(bool linear) {
-  UNet unet;
-  const std::int64_t low = linear ? 64 : 32, high = 2 * low, depth = linear ? 2 : 1;
-  unet.model_channels = low;
-  unet.time_embed_dim = 4 * low;
-  unet.out_channels = 4;
-  if (linear) unet.label_dim = 40;
-  const auto block = [&](const std::string& path, std::int64_t in, std::int64_t out, std::vector<Kind> kinds) {
-    UNetBlock result;
-    for (Kind kind : kinds) {
-      const auto prefix = fmt::format("{}.{}", path, result.size());
-      result.push_back({kind, prefix, result.empty() ? in : out, out, unet.transformers.size()});
-      if (kind == Kind::transformer) unet.transformers.push_back({prefix, out, depth, 0, 24, linear});
-    }
-    return result;
-  };
-  const auto level = [&](bool attends, std::vector<Kind> behind = {}) {
-    std::vector<Kind> kinds = {Kind::resnet};
-    if (attends) kinds.push_back(Kind::transformer);
-    kinds.insert(kinds.end(), behind.begin(), behind.end());
-    return kinds;
-  };
-  unet.input_blocks = {block("input_blocks.0", 4, low, {Kind::conv}), block("input_blocks.1", low, low, level(!linear)),
-                       block("input_blocks.2", low, low, {Kind::downsample}), block("input_blocks.3", low, high, level(linear))};
-  unet.middle_block = block("middle_block", high, high, {Kind::resnet, Kind::transformer, Kind::resnet});
-  unet.output_blocks = {block("output_blocks.0", high + high, high, level(linear)),
-                        block("output_blocks.1", high + low, high, level(linear, {Kind::upsample})),
-                        block("output_blocks.2", high + low, low, level(!linear)),
-                        block("output_blocks.3", low + low, low, level(!linear))};
-  Tensors tensors;
-  for (const auto& [key, shape] : models::required_tensors(unet)) tensors[key] = {DType::f32, shape};
-  return tensors;
-}
 
 /// In [-1, 1): FNV-1a of the name and a mix of it with the element's number, 32 bit.
 RefTensor uniform(const std::string& name, const Shape& shape) {
@@ -92,7 +56,8 @@ TEST_P(SmallUNet, GivesWhatDiffusersGivesWithAnOddSizeAndControlResiduals) {
     return tensor;
   };
   const auto& expected = GetParam().every_15th;
-  for (const auto& form : {graph, graph::normalise(graph), graph::fuse(graph::normalise(graph))}) {
+  for (const auto& form : {graph, graph::normalise(graph), graph::fuse(graph::normalise(graph)),
+                           graph::fuse(graph::normalise(graph), graph::Fusion::passes)}) {
     const RefTensor output = graph::evaluate(form, leaves).at("output");
     ASSERT_EQ(output.data.size(), 15 * expected.size());
     // diffusers takes the embedding of the timestep in single precision.

@@ -2,6 +2,7 @@
 // memory. fuse() makes it on a device's graph.
 #include "base/error.h"
 #include "graph/graph.h"
+#include "graph/ops/row_norm.h"
 #include "graph/ops/steps.h"
 
 namespace comfytp::graph {
@@ -34,6 +35,13 @@ class FusedNorm final : public Op {
     next = check_steps(name(), a.text("post"), in, next, x, last);
     require(next == in.size(), "[fused_norm] expected {} inputs but got {}", next, in.size());
     return std::vector<Type>(a.text("pre").empty() ? 1 : 2, x);
+  }
+  // Operands of the full shape lie as x does; broadcast ones are small and stay as they are.
+  Layout layout(const OpContext& op, std::span<const Order> produced) const override {
+    Layout layout{{produced.begin(), produced.end()}, std::vector<Order>(op.out.size(), rows_order(produced[0]))};
+    for (std::size_t i = 0; i < op.in.size(); ++i)
+      if (op.in[i] == op.in[0]) layout.in[i] = layout.out[0];
+    return layout;
   }
   // y may lie where x or an operand of pre lay, but not where one of post does, which is read after y is written; z alone
   // may lie over either.

@@ -2,6 +2,7 @@
 // (value + bias) * activation(gate + bias), in one pass over memory. fuse() makes it on a device's graph.
 #include "base/error.h"
 #include "graph/graph.h"
+#include "graph/ops/row_norm.h"
 #include "graph/ops/steps.h"
 
 namespace comfytp::graph {
@@ -26,6 +27,12 @@ class Glu final : public Op {
     const Type bias{in[0].dtype, {in[0].shape.back()}};
     for (std::size_t i = 2; i < count; ++i) require(in[i] == bias, "[glu] expected biases {} but got {}", to_string(bias), to_string(in[i]));
     return {in[0]};
+  }
+  Layout layout(const OpContext& op, std::span<const Order> produced) const override {
+    const Order rows = rows_order(produced[0]);
+    Layout layout{{rows, rows}, {rows}};
+    for (std::size_t i = 2; i < op.in.size(); ++i) layout.in.push_back(row_major(1));
+    return layout;
   }
   bool in_place(const OpContext&, std::size_t i) const override { return i < 2; }
   double flops(const OpContext& op) const override { return 10.0 * static_cast<double>(numel(op.out[0].shape)); }

@@ -25,6 +25,7 @@ class LayerNorm final : public Op {
   }
   Rule rule(const OpContext& op) const override { return row_norm_rule(op, 2); }
   ValueId emit_moments(Graph& g, const Attrs&, std::span<const ValueId> inputs) const override { return g.add("row_moments", {inputs[0]}); }
+  Layout layout(const OpContext& op, std::span<const Order> produced) const override { return row_norm_layout(op, produced, 2); }
   double flops(const OpContext& op) const override { return 6.0 * static_cast<double>(numel(op.in[0].shape)); }
   void reference(const OpContext& op, std::span<const RefTensor> in, std::span<RefTensor> out) const override {
     const auto c = in[0].shape.back(), rows = c ? numel(in[0].shape) / c : 0;

@@ -27,6 +27,18 @@ Rule row_norm_rule(const OpContext& op, std::size_t parameters) {
   return rule;
 }
 
+Order rows_order(const Order& produced) {
+  return !produced.empty() && produced.back() + 1 == static_cast<int>(produced.size()) ? produced : row_major(produced.size());
+}
+
+Layout row_norm_layout(const OpContext& op, std::span<const Order> produced, std::size_t parameters) {
+  const bool moments = op.in.size() > 1 + parameters;
+  const Order x = moments ? row_major(op.in[0].shape.size()) : rows_order(produced[0]);
+  Layout layout{{x}, {x}};
+  for (std::size_t i = 1; i < op.in.size(); ++i) layout.in.push_back(row_major(op.in[i].shape.size()));
+  return layout;
+}
+
 void check_row_moments(std::string_view op, const Type& x, const Type& moments) {
   Shape expected = x.shape;
   expected.back() = 3;

@@ -8,6 +8,10 @@ namespace comfytp::graph {
 
 /// x [.., c], `parameters` vectors [c], and maybe the gathered moments: rows are free, c is normalised over.
 Rule row_norm_rule(const OpContext& op, std::size_t parameters);
+/// How x [.., c] may lie where its rows count one by one: as it is made, if c is innermost.
+Order rows_order(const Order& produced);
+/// x lies so where no moments tell its rows' places.
+Layout row_norm_layout(const OpContext& op, std::span<const Order> produced, std::size_t parameters);
 /// Throws Error unless `moments` is f32 [parts, .., 3] for x [.., c].
 void check_row_moments(std::string_view op, const Type& x, const Type& moments);
 

@@ -8,15 +8,6 @@
 namespace comfytp::graph {
 namespace {
 
-// For 1 + s, s; else -1.
-ValueId behind_one_plus(const Graph& graph, ValueId id) {
-  const Node& node = graph.producer(id);
-  if (!is(node, "add")) return -1;
-  for (int i : {0, 1})
-    if (is_constant(graph, node.inputs[i], 1) && graph.type(node.inputs[1 - i]) == graph.type(id)) return node.inputs[1 - i];
-  return -1;
-}
-
 // With the rank of `full` where it broadcasts to it, and nothing else does.
 std::optional<Shape> broadcast(const Graph& graph, ValueId operand, const Shape& full) {
   Shape shape = graph.type(operand).shape;
@@ -54,6 +45,14 @@ bool is_constant(const Graph& graph, ValueId id, double value) {
   if (!is(node, "constant")) return false;
   const auto& values = node.attrs.reals("values");
   return std::all_of(values.begin(), values.end(), [&](double v) { return v == value; });
+}
+
+ValueId behind_one_plus(const Graph& graph, ValueId id) {
+  const Node& node = graph.producer(id);
+  if (!is(node, "add")) return -1;
+  for (int i : {0, 1})
+    if (is_constant(graph, node.inputs[i], 1) && graph.type(node.inputs[1 - i]) == graph.type(id)) return node.inputs[1 - i];
+  return -1;
 }
 
 bool is_view(const Node& node) { return is(node, "transpose") || is(node, "split_dim") || is(node, "merge_dims"); }
@@ -104,10 +103,6 @@ std::optional<Step> step_of(const Graph& graph, int index, ValueId value, std::o
     step.name = "bias";
     step.dim = *d;
     return step;
-  }
-  if (const ValueId scale = behind_one_plus(graph, step.operand); step.name == "mul" && scale >= 0) {
-    step.name = "add_one_mul";
-    step.operand = scale;
   }
   const auto shape = broadcast(graph, step.operand, type.shape);
   if (!shape) return {};

@@ -62,6 +62,8 @@ std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain);
 /// Made by a projection, a product, attention or a collective, seen through views: what costs more than a pass.
 bool is_heavy(const Graph& graph, ValueId id);
 bool is_constant(const Graph& graph, ValueId id, double value);
+/// For 1 + s, s; else -1.
+ValueId behind_one_plus(const Graph& graph, ValueId id);
 /// transpose, split_dim, merge_dims.
 bool is_view(const Node& node);
 /// The attributes with which a view of a value of shape `full` is applied to an operand that broadcasts to it; nothing where

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <set>
 #include <tuple>
 
 #include "graph/ops/steps.h"
@@ -54,6 +55,15 @@ class Finder {
     if (const auto it = chain_at_.find(chain.value); it != chain_at_.end() && &found_.chains[it->second] == &chain) chain_at_.erase(it);
     chain_at_[to] = static_cast<std::size_t>(&chain - found_.chains.data());
     chain.value = to;
+  }
+  // Gives its last step back.
+  void retreat(Chain& chain) {
+    const Step step = chain.steps().back();
+    chain.steps().pop_back();
+    inner_.erase(step.node);
+    if (chain.norm < 0 && chain.pre.empty()) return drop(chain);
+    const auto& in = at(step.node).inputs;
+    move(chain, in[in.size() == 2 && in[0] == step.operand ? 1 : 0]);
   }
   void drop(Chain& chain) {
     chain_at_.erase(chain.value);
@@ -125,10 +135,8 @@ class Finder {
       Gated gated;
       gated.activation = step.name;
       gated.absorbed = {step.node};
-      chain->steps().pop_back();
-      move(*chain, at(step.node).inputs[0]);
-      const ValueId gate = chain->value;
-      if (chain->norm < 0 && chain->pre.empty()) drop(*chain);
+      retreat(*chain);
+      const ValueId gate = at(step.node).inputs[0];
       std::tie(gated.gate, gated.gate_bias) = without_bias(gate, i, gated.absorbed);
       std::tie(gated.value, gated.value_bias) = without_bias(value, i, gated.absorbed);
       found_.gated[i] = gated;
@@ -164,6 +172,7 @@ class Finder {
     if (!best) return false;
     step.views = best->views.size();
     best->steps().push_back(step);
+    inner_.insert(i);
     move(*best, at(i).outputs[0]);
     settle(*best);
     return true;
@@ -203,13 +212,34 @@ class Finder {
     settle(chain);
   }
 
-  // What follows from a chain's newest step: the dimension of its biases; and a sum with a value that has only been biased is
-  // one with the value, and with its bias, so that this needs no pass of its own.
+  // What follows from a chain's newest step.
   void settle(Chain& chain) {
     const Step step = chain.steps().back();
-    if (chain.norm >= 0) return;
-    if (step.name == "bias") chain.channel = step.dim;
-    Chain* other = step.name == "add" ? open_at(step.operand, step.node) : nullptr;
+    if (step.name == "bias" && chain.norm < 0) chain.channel = step.dim;
+    if (step.name == "mul") take_modulation(chain);
+    if (step.name == "add" && chain.norm < 0) take_biased(chain);
+  }
+
+  // A product with 1 + s needs s alone.
+  void take_modulation(Chain& chain) {
+    Step& product = chain.steps().back();
+    const ValueId scale = behind_one_plus(graph_, product.operand);
+    Step step = product;
+    step.operand = scale;
+    const int sum = graph_.value(product.operand).node;
+    if (scale < 0 || !may_follow(chain, step) || varies(sum) != varies(step.node)) return;
+    if (inner_.count(sum)) {  // s stands within a chain: that ends there
+      if (readers_of(product.operand).size() != 1) return;
+      retreat(*chain_at(product.operand));
+    }
+    step.name = "add_one_mul";
+    product = step;
+  }
+
+  // A sum with a value that has only been biased is one with the value, and with its bias: so that needs no pass of its own.
+  void take_biased(Chain& chain) {
+    const Step step = chain.pre.back();
+    Chain* other = open_at(step.operand, step.node);
     if (!other || !only_bias(*other) || steps_in_epilogue(graph_, *other) || chain.pre.size() >= kMostSteps ||
         graph_.type(step.operand) != graph_.type(chain.value) || chain.channel.value_or(*other->channel) != *other->channel)
       return;
@@ -228,6 +258,7 @@ class Finder {
   std::vector<bool> varies_;
   Chains found_;
   std::map<ValueId, std::size_t> chain_at_;
+  std::set<int> inner_;  // nodes that continue a chain: what they read of it has no other reader
 };
 
 }  // namespace

@@ -163,9 +163,15 @@ class PassWriter {
 
 }  // namespace
 
+// Again while that helps: what a pass delays may have stood in the way of another.
 Graph fuse_into_passes(const Graph& graph) {
-  const Graph plain = expand_epilogues(graph).value_or(graph);
-  return PassWriter(plain, find_chains(plain)).run();
+  Graph result = graph;
+  for (std::size_t before = 0; before == 0 || result.nodes().size() < before;) {
+    before = result.nodes().size();
+    const Graph plain = expand_epilogues(result).value_or(result);
+    result = PassWriter(plain, find_chains(plain)).run();
+  }
+  return result;
 }
 
 }  // namespace comfytp::graph

@@ -1,0 +1,331 @@
+// fuse() with passes of their own between plain heavy ops.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "graph/builder.h"
+#include "graph/rewrites.h"
+#include "graph/text.h"
+#include "random_graph.h"
+
+namespace comfytp::graph {
+namespace {
+
+// Fuses, checks the values, and returns the new graph's nodes, leaves and views apart: "linear pointwise(bias,gelu)".
+std::string fused(const Graph& graph, Graph* result = nullptr) {
+  const Graph after = fuse(graph, Fusion::passes);
+  EXPECT_LE(test::difference(evaluate(graph, test::seeded_leaves()), evaluate(after, test::seeded_leaves())), 1e-12) << to_text(after);
+  std::string ops;
+  for (const auto& node : after.nodes()) {
+    if (node.inputs.empty() || is(node, "transpose") || is(node, "split_dim") || is(node, "merge_dims")) continue;
+    ops.append(ops.empty() ? "" : " ").append(node.op->name());
+    const auto& a = node.attrs;
+    if (is(node, "fused_norm")) ops.append("(").append(a.text("pre")).append("|").append(a.text("affine")).append("|").append(a.text("post")).append(")");
+    if (is(node, "glu")) ops.append("(").append(a.text("activation")).append("|").append(a.text("biases")).append(")");
+    const auto with = a.text_or("epilogue", is(node, "glu") ? "" : a.text_or("activation", a.text_or("steps", "")));
+    if (!with.empty()) ops.append("(").append(with).append(")");
+  }
+  if (result) *result = after;
+  return ops;
+}
+
+// Tokens [2, 20, 6] of an image [2, 6, 4, 5]: 40 rows, too many for an activation in a linear's epilogue.
+struct FusePasses : testing::Test {
+  Graph g;
+  Builder b{g, DType::f32};
+  ValueId x = b.input("x", {2, 20, 6}, DType::f32);
+  ValueId image = b.input("image", {2, 6, 4, 5}, DType::f32);
+  ValueId emb = b.input("emb", {2, 6}, DType::f32);
+
+  ValueId vector(const std::string& name, std::int64_t size = 6) { return b.weight(name, {size}); }
+  ValueId plain(ValueId in, std::int64_t o, const std::string& name) { return b.linear(in, b.weight(name + ".weight", {o, b.shape(in).back()}), name); }
+  ValueId linear(ValueId in, std::int64_t o, const std::string& name) { return b.add(plain(in, o, name), vector(name + ".bias", o)); }
+  ValueId conv(ValueId in, std::int64_t o, std::int64_t extent, const std::string& name) {
+    return b.conv2d(in, b.weight(name + ".weight", {o, b.shape(in)[1], extent, extent}), b.weight(name + ".bias", {o, 1, 1}), 1, extent / 2, name);
+  }
+  ValueId layer_norm(ValueId in, const std::string& name) {
+    const auto c = b.shape(in).back();
+    return b.layer_norm(in, vector(name + ".weight", c), vector(name + ".bias", c), 1e-5, name);
+  }
+  ValueId plain_norm(ValueId in) {
+    const auto c = b.shape(in).back();
+    return b.layer_norm(in, b.constant({c}, {1}, DType::f32), b.constant({c}, {0}, DType::f32), 1e-6);
+  }
+  ValueId norm_silu(ValueId in, const std::string& name) {
+    const auto c = b.shape(in)[1];
+    return b.unary("silu", b.group_norm(in, vector(name + ".weight", c), vector(name + ".bias", c), 2, 1e-5, name));
+  }
+  ValueId tokens(ValueId in) { return b.transpose(b.merge_dims(in, 2, 2), {0, 2, 1}); }
+  ValueId untokens(ValueId in, std::int64_t height) {
+    return b.split_dim(b.transpose(in, {0, 2, 1}), 2, {height, b.shape(in)[1] / height});
+  }
+  ValueId one_plus(ValueId s) { return b.add(b.constant({}, {1}, DType::f32), s); }
+  ValueId attention(ValueId in, ValueId context, const std::string& name) {
+    const auto heads = [&](ValueId of, const char* which) {
+      return b.transpose(b.split_dim(plain(of, 6, name + which), 2, {2, 3}), {0, 2, 1, 3});
+    };
+    const auto a = b.attention(heads(in, ".q"), heads(context, ".k"), heads(context, ".v"), 0.5, name);
+    return linear(b.merge_dims(b.transpose(a, {0, 2, 1, 3}), 2, 2), 6, name + ".out");
+  }
+  ValueId geglu(ValueId in, const std::string& name) {
+    const auto value = linear(in, 8, name + ".value");
+    return linear(b.mul(value, b.unary("gelu", linear(in, 8, name + ".gate"))), 6, name + ".out");
+  }
+};
+
+TEST_F(FusePasses, DoesAResBlockInThreePasses) {
+  auto h = conv(norm_silu(image, "in"), 8, 3, "in_conv");
+  h = b.add(h, b.split_dim(linear(b.unary("silu", emb), 8, "emb"), 1, {8, 1, 1}));
+  h = conv(norm_silu(h, "out"), 6, 3, "out_conv");
+  g.add_output("y", b.add(image, h));
+  EXPECT_EQ(fused(g), "group_norm(silu) conv2d silu linear(bias) pointwise(bias,add) group_norm(silu) conv2d pointwise(bias,add)");
+}
+
+TEST_F(FusePasses, AddsTheSkipAndItsBiasInTheSamePass) {
+  const auto h = conv(image, 8, 3, "conv"), skip = conv(image, 8, 1, "skip");
+  g.add_output("y", b.add(skip, h));
+  EXPECT_EQ(fused(g), "conv2d conv2d pointwise(bias,add,bias)");
+}
+
+TEST_F(FusePasses, LeavesOneFusedNormBehindEachProjectionOfATransformer) {
+  const auto context = b.input("context", {2, 7, 5}, DType::f32, "prompt");
+  auto y = linear(tokens(image), 6, "proj_in");
+  for (const std::string block : {"0", "1"}) {
+    const auto self = layer_norm(y, block + ".norm1");
+    y = b.add(y, attention(self, self, block + ".attn1"));
+    y = b.add(y, attention(layer_norm(y, block + ".norm2"), context, block + ".attn2"));
+    y = b.add(y, geglu(layer_norm(y, block + ".norm3"), block + ".ff"));
+  }
+  g.add_output("y", b.add(image, untokens(linear(y, 6, "proj_out"), 4)));
+  const std::string norm = " linear fused_norm(bias,add|weight,bias|)", self = " linear linear linear attention" + norm, cross = self,
+                    feed_forward = " linear linear glu(gelu|value,gate)";
+  EXPECT_EQ(fused(g), "linear(bias) layer_norm" + self + cross + feed_forward + norm + self + cross + feed_forward +
+                          " linear pointwise(bias,add) linear pointwise(bias,add)");
+}
+
+TEST_F(FusePasses, ModulatesAndGatesABlockOfADiT) {
+  const auto modulation = linear(b.unary("silu", emb), 36, "adaLN");
+  const auto part = [&](int i) { return b.split_dim(b.slice(modulation, 1, 6 * i, 6 * i + 6), 1, {1, 6}); };
+  const auto modulated = [&](ValueId in, int i) { return b.add(b.mul(plain_norm(in), one_plus(part(i + 1))), part(i)); };
+  const auto before = modulated(x, 0);
+  const auto q = b.transpose(b.split_dim(linear(before, 6, "q"), 2, {2, 3}), {0, 2, 1, 3});
+  const auto normed = g.add("rms_norm", {q, vector("q_norm", 3)}, {{"epsilon", 1e-6}});
+  const auto a = b.merge_dims(b.transpose(b.attention(normed, q, q, 0.5), {0, 2, 1, 3}), 2, 2);
+  const auto gate = part(2);
+  const auto y = b.add(x, b.mul(gate, linear(a, 6, "out")));
+  const auto hidden = b.unary("gelu_tanh", linear(modulated(y, 3), 24, "fc1"));
+  const auto last = part(5);
+  g.add_output("y", b.add(y, b.mul(linear(hidden, 6, "fc2"), last)));
+  Graph after;
+  EXPECT_EQ(fused(g, &after),
+            "silu linear(bias) slice slice fused_norm(||add_one_mul,add) linear(bias) rms_norm attention slice linear slice slice "
+            "fused_norm(bias,mul,add||add_one_mul,add) linear pointwise(bias,gelu_tanh) slice linear pointwise(bias,mul,add)");
+}
+
+TEST_F(FusePasses, KeepsABiasThatStandsAlone) {
+  g.add_output("a", linear(x, 6, "a"));
+  g.add_output("b", layer_norm(linear(x, 6, "b"), "norm"));
+  g.add_output("c", b.transpose(linear(x, 6, "c"), {1, 0, 2}));
+  EXPECT_EQ(fused(g), "linear(bias) linear(bias) layer_norm linear(bias)");
+}
+
+TEST_F(FusePasses, KeepsTheEpilogueOfALinearOfFewRows) {
+  auto e = linear(b.unary("silu", linear(emb, 6, "a")), 6, "b");
+  e = b.unary("silu", b.add(e, linear(b.unary("gelu", plain(emb, 4, "c")), 6, "d")));
+  g.add_output("y", e);
+  g.add_output("z", layer_norm(b.add(linear(emb, 6, "e"), e), "norm"));
+  EXPECT_EQ(fused(g), "linear(bias,silu) linear(bias) linear(gelu) linear(bias) pointwise(add,silu) linear(bias) fused_norm(add|weight,bias|)");
+}
+
+TEST_F(FusePasses, TakesTheGateOnEitherSideAndAnyValue) {
+  const auto gate = b.unary("silu", plain(x, 6, "gate")), sum = b.add(linear(x, 6, "c"), x);
+  g.add_output("a", b.mul(gate, plain(x, 6, "value")));
+  g.add_output("b", b.mul(sum, b.unary("sigmoid", linear(x, 6, "d"))));
+  g.add_output("c", b.mul(x, b.unary("gelu_tanh", b.add(linear(x, 6, "e"), x))));
+  EXPECT_EQ(fused(g),
+            "linear linear pointwise(bias,add) linear glu(silu|) linear glu(sigmoid|gate) linear pointwise(bias,add) glu(gelu_tanh|)");
+}
+
+TEST_F(FusePasses, ReadsTwoSlicesOfOneLinear) {
+  const auto both = linear(x, 16, "both");
+  g.add_output("y", b.mul(b.slice(both, 2, 0, 8), b.unary("gelu", b.slice(both, 2, 8, 16))));
+  EXPECT_EQ(fused(g), "linear(bias) slice slice glu(gelu|)");
+}
+
+TEST_F(FusePasses, BeginsAtACollectivesResult) {
+  const Attrs alone = {{"group", Ints{0}}, {"rank", 0}};
+  auto parted = alone;
+  parted.set("dim", std::int64_t{2});
+  parted.set("bounds", Ints{0, 6});
+  auto y = b.add(g.add("all_reduce", {plain(x, 6, "a")}, alone), vector("a.bias"));
+  y = b.add(x, y);
+  y = b.add(g.add("all_gather", {plain(layer_norm(y, "norm"), 6, "b")}, parted), vector("b.bias"));
+  y = b.unary("relu", b.add(g.add("reduce_scatter", {y}, parted), x));
+  g.add_output("y", y);
+  EXPECT_EQ(fused(g),
+            "linear all_reduce fused_norm(bias,add|weight,bias|) linear all_gather pointwise(bias) reduce_scatter pointwise(add,relu)");
+}
+
+TEST_F(FusePasses, KeepsWhatIsReadTwice) {
+  const auto y = b.add(linear(x, 6, "a"), x);
+  g.add_output("y", y);
+  g.add_output("z", b.unary("gelu", y));
+  const auto normed = layer_norm(b.add(plain(x, 6, "b"), x), "norm");
+  g.add_output("normed", normed);
+  g.add_output("tanh", b.unary("tanh", normed));
+  EXPECT_EQ(fused(g), "linear pointwise(bias,add) gelu linear fused_norm(add|weight,bias|) tanh");
+}
+
+TEST_F(FusePasses, GivesTheSumToTheFirstOfTwoNorms) {
+  const auto y = b.add(plain(x, 6, "a"), x);
+  g.add_output("a", layer_norm(y, "first"));
+  g.add_output("b", b.mul(layer_norm(y, "second"), b.weight("scale", {1, 20, 1})));
+  g.add_output("y", y);
+  EXPECT_EQ(fused(g), "linear fused_norm(add|weight,bias|) fused_norm(|weight,bias|mul)");
+}
+
+// What reads the sum before the norm's modulation is there must not wait for it.
+TEST_F(FusePasses, DelaysNobodyWhoReadsTheSum) {
+  const auto y = b.add(plain(x, 6, "a"), x);
+  const auto normed = layer_norm(y, "norm");
+  const auto scale = b.unary("sigmoid", plain(y, 6, "scale"));
+  g.add_output("y", b.mul(normed, scale));
+  const auto early = b.add(plain(x, 6, "b"), x);
+  const auto factor = plain(early, 6, "factor");
+  g.add_output("z", b.mul(layer_norm(early, "late"), factor));
+  EXPECT_EQ(fused(g), "linear fused_norm(add|weight,bias|) linear glu(sigmoid|) linear pointwise(add) linear fused_norm(|weight,bias|mul)");
+}
+
+TEST_F(FusePasses, PutsNoOperandFromBeforeTheNormBehindIt) {
+  g.add_output("y", b.add(layer_norm(b.add(plain(x, 6, "a"), x), "norm"), x));
+  g.add_output("z", b.mul(layer_norm(x, "alone"), x));
+  EXPECT_EQ(fused(g), "linear fused_norm(add|weight,bias|) add layer_norm mul");
+}
+
+TEST_F(FusePasses, LooksThroughViews) {
+  const auto residual = b.input("residual", {4, 5, 2, 6}, DType::f32);
+  const auto seen = b.split_dim(b.transpose(b.mul(linear(x, 6, "a"), b.weight("scale", {2, 1, 1})), {1, 0, 2}), 0, {4, 5});
+  g.add_output("y", b.unary("gelu", b.add(seen, residual)));
+  g.add_output("z", layer_norm(tokens(conv(image, 8, 1, "patches")), "norm"));
+  EXPECT_EQ(fused(g), "linear pointwise(bias,mul,add,gelu) conv2d fused_norm(bias|weight,bias|)");
+}
+
+TEST_F(FusePasses, StopsAtAViewThatAnOperandDoesNotHave) {
+  const auto scaled = b.mul(conv(image, 6, 1, "a"), b.weight("rows", {4, 1}));
+  g.add_output("y", b.add(b.merge_dims(scaled, 2, 2), b.weight("pixels", {20})));
+  EXPECT_EQ(fused(g), "conv2d pointwise(bias,mul) add");
+}
+
+TEST_F(FusePasses, CutsLongChains) {
+  auto y = plain(x, 6, "a");
+  for (int i = 0; i < 11; ++i) y = b.unary("tanh", y);
+  g.add_output("y", y);
+  EXPECT_EQ(fused(g), "linear pointwise(tanh,tanh,tanh,tanh,tanh,tanh,tanh,tanh) pointwise(tanh,tanh,tanh)");
+}
+
+TEST_F(FusePasses, LeavesLoneStepsBetweenLightOpsAsTheyAre) {
+  g.add_output("y", b.add(b.slice(x, 1, 0, 10), b.slice(x, 1, 10, 20)));
+  EXPECT_EQ(fused(g), "slice slice add");
+}
+
+TEST_F(FusePasses, MovesNothingFromThePrologueIntoTheCall) {
+  const auto label = conv(b.input("label", {2, 6, 4, 5}, DType::f32, "prompt"), 6, 1, "label");
+  const auto gate = b.unary("silu", linear(b.input("text", {2, 20, 6}, DType::f32, "prompt"), 6, "text"));
+  g.add_output("y", b.add(label, conv(image, 6, 1, "image")));
+  g.add_output("z", b.mul(linear(x, 6, "x"), gate));
+  Graph after;
+  EXPECT_EQ(fused(g, &after), "conv2d pointwise(bias) linear pointwise(bias,silu) conv2d pointwise(bias,add) linear pointwise(bias,mul)");
+  const auto varies = varies_per_call(after);
+  for (std::size_t i = 0; i < after.nodes().size(); ++i)
+    if (const auto& name = after.nodes()[i].name; name == "label" || name == "text") {
+      EXPECT_FALSE(varies[i]) << name;
+    }
+}
+
+// Chains of any steps behind any ops, seen through any views, with readers anywhere.
+class Soup {
+ public:
+  explicit Soup(std::uint32_t seed) : random_(seed), b_(g_, DType::f32) {}
+  Graph run() {
+    for (const char* name : {"x", "y"}) push(b_.input(name, {2, 20, 6}, DType::f32));
+    push(b_.input("image", {2, 6, 4, 5}, DType::f32));
+    push(b_.input("text", {2, 20, 6}, DType::f32, "prompt"));
+    push(b_.input("emb", {2, 1, 6}, DType::f32));
+    while (g_.nodes().size() < 60) step();
+    for (int i = 0; i < 5; ++i) g_.add_output("y" + std::to_string(i), pool_[pool_.size() - 1 - below(10)]);
+    return std::move(g_);
+  }
+
+ private:
+  std::size_t below(std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(random_); }
+  void push(ValueId id) { pool_.push_back(id); }
+  // Mostly what was made last, so that chains grow.
+  ValueId any() { return below(3) ? pool_.back() : pool_[below(pool_.size())]; }
+  ValueId weight(const Shape& shape) { return b_.weight("w" + std::to_string(below(3)) + comfytp::to_string(shape), shape); }
+  ValueId operand(const Shape& shape) {
+    for (int tries = 0; tries < 12; ++tries)
+      if (const ValueId id = pool_[below(pool_.size())]; b_.shape(id) == shape) return id;
+    Shape part = shape;
+    for (auto& size : part) size = below(2) ? size : 1;
+    return weight(below(2) ? part : Shape{shape.back()});
+  }
+  void step() {
+    const ValueId x = any();
+    const Shape s = b_.shape(x);
+    switch (below(11)) {
+      case 0:
+        return push(b_.linear(x, weight({s.back(), s.back()}), "linear"));
+      case 1:
+        return push(b_.unary(std::array{"silu", "gelu", "tanh", "sigmoid"}[below(4)], x));
+      case 2:
+      case 3:
+        return push(below(2) ? b_.add(x, operand(s)) : b_.add(operand(s), x));
+      case 4:
+        return push(below(2) ? b_.mul(x, operand(s)) : b_.mul(b_.add(operand(s), b_.constant({}, {1}, DType::f32)), x));
+      case 5:
+        return push(b_.layer_norm(x, weight({s.back()}), weight({s.back()}), 0.1));
+      case 6:
+        return push(g_.add("rms_norm", {x, weight({s.back()})}, {{"epsilon", 0.1}}));
+      case 7:
+        return push(b_.mul(operand(s), b_.unary("gelu", x)));
+      case 8:
+        if (s == Shape{2, 20, 6}) return push(b_.split_dim(b_.transpose(x, {0, 2, 1}), 2, {4, 5}));
+        if (s == Shape{2, 6, 4, 5}) return push(b_.transpose(b_.merge_dims(x, 2, 2), {0, 2, 1}));
+        return;
+      case 9:
+        if (s == Shape{2, 6, 4, 5}) push(b_.conv2d(x, weight({6, 6, 1, 1}), weight({6, 1, 1}), 1, 0, "conv"));
+        return;
+      case 10:
+        push(g_.add("all_reduce", {x}, {{"group", Ints{0}}, {"rank", 0}}));
+    }
+  }
+
+  std::mt19937 random_;
+  Graph g_;
+  Builder b_;
+  std::vector<ValueId> pool_;
+};
+
+class FuseSoup : public testing::TestWithParam<int> {};
+TEST_P(FuseSoup, KeepsTheValuesAndFindsNothingMore) {
+  for (int seed = 50 * GetParam(); seed < 50 * (GetParam() + 1); ++seed) {
+    SCOPED_TRACE(seed);
+    const Graph before = Soup(static_cast<std::uint32_t>(seed)).run();
+    const auto expected = evaluate(before, test::seeded_leaves());
+    const Graph after = fuse(before, Fusion::passes);
+    ASSERT_LE(test::difference(expected, evaluate(after, test::seeded_leaves())), 1e-9) << to_text(before) << "\n" << to_text(after);
+    ASSERT_EQ(to_text(fuse(after, Fusion::passes)), to_text(after));
+    // No more runs in the call than did before.
+    const auto count = [](const Graph& g) {
+      const auto varies = varies_per_call(g);
+      int heavy = 0;
+      for (std::size_t i = 0; i < g.nodes().size(); ++i) heavy += varies[i] && (is(g.nodes()[i], "linear") || is(g.nodes()[i], "conv2d"));
+      return heavy;
+    };
+    ASSERT_EQ(count(prune(before)), count(after));
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Seeds, FuseSoup, testing::Range(0, 4));
+
+}  // namespace
+}  // namespace comfytp::graph
