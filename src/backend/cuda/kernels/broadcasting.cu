@@ -1,7 +1,6 @@
 #include "backend/cuda/kernels/broadcasting.h"
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 
 #include "backend/cuda/elements.cuh"
@@ -28,23 +27,25 @@ __device__ __forceinline__ T element_of(V v) {
 // N elements that lie one behind the other, aligned to their size in all.
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Few { T v[N]; };
+template <int BYTES>
+using Word = std::conditional_t<BYTES == 16, uint4, std::conditional_t<BYTES == 8, uint2, std::conditional_t<BYTES == 4, unsigned, unsigned short>>>;
 template <typename T, int N>
 __device__ __forceinline__ Few<T, N> load_few(const T* p) {
-  using Word = std::conditional_t<sizeof(T) * N == 16, uint4, std::conditional_t<sizeof(T) * N == 8, uint2, std::conditional_t<sizeof(T) * N == 4, unsigned, std::conditional_t<sizeof(T) * N == 2, unsigned short, unsigned char>>>>;
+  using W = Word<sizeof(T) * N>;
   Few<T, N> few;
-  *reinterpret_cast<Word*>(&few) = *reinterpret_cast<const Word*>(p);
+  *reinterpret_cast<W*>(&few) = *reinterpret_cast<const W*>(p);
   return few;
 }
 template <typename T, int N>
 __device__ __forceinline__ void store_few(T* p, const Few<T, N>& few) {
-  using Word = std::conditional_t<sizeof(T) * N == 16, uint4, std::conditional_t<sizeof(T) * N == 8, uint2, std::conditional_t<sizeof(T) * N == 4, unsigned, std::conditional_t<sizeof(T) * N == 2, unsigned short, unsigned char>>>>;
-  *reinterpret_cast<Word*>(p) = *reinterpret_cast<const Word*>(&few);
+  using W = Word<sizeof(T) * N>;
+  *reinterpret_cast<W*>(p) = *reinterpret_cast<const W*>(&few);
 }
 
 // Where element i of the result has its operands.
 template <int K>
 __device__ __forceinline__ void places(const Broadcast& b, std::int64_t i, std::int64_t (&at)[K]) {
-  if (b.count <= std::numeric_limits<std::int32_t>::max()) {
+  if (b.count < (std::int64_t{1} << 31)) {
     unsigned rest = static_cast<unsigned>(i), place[K] = {};
     for (int d = b.rank - 1; d > 0; --d) {
       const unsigned size = static_cast<unsigned>(b.size[d]), q = rest / size, r = rest - q * size;
@@ -71,9 +72,12 @@ __device__ __forceinline__ void places(const Broadcast& b, std::int64_t i, std::
 // N neighbours along the innermost dimension; `packed`: they lie one behind the other and are aligned.
 template <typename T, int N>
 __device__ __forceinline__ Few<T, N> load_operand(const T* p, std::int64_t stride, bool packed) {
-  if (N == 1 || packed) return load_few<T, N>(p);
   Few<T, N> few;
-  if (stride == 0) {
+  if constexpr (N == 1) {
+    few.v[0] = *p;
+  } else if (packed) {
+    few = load_few<T, N>(p);
+  } else if (stride == 0) {
     const T all = *p;
 #pragma unroll
     for (int i = 0; i < N; ++i) few.v[i] = all;
@@ -85,9 +89,14 @@ __device__ __forceinline__ Few<T, N> load_operand(const T* p, std::int64_t strid
 }
 template <typename T, int N>
 __device__ __forceinline__ void store_result(T* p, const Few<T, N>& few, bool packed) {
-  if (N == 1 || packed) return store_few<T, N>(p, few);
+  if constexpr (N == 1) {
+    *p = few.v[0];
+  } else if (packed) {
+    store_few<T, N>(p, few);
+  } else {
 #pragma unroll
-  for (int i = 0; i < N; ++i) p[i] = few.v[i];
+    for (int i = 0; i < N; ++i) p[i] = few.v[i];
+  }
 }
 
 struct Add {
