@@ -1,8 +1,11 @@
 """What a module that was split promises around its forward: when it captures, when it falls back, and what it leaves alone."""
 
 import collections
+import contextlib
+import copy
 import dataclasses
 import functools
+import pickle
 import threading
 import warnings
 
@@ -210,6 +213,15 @@ def test_inputs_of_the_prompt_run_once():
 # ---- the module and the process are left alone
 
 
+@contextlib.contextmanager
+def default_dtype():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @functools.lru_cache(maxsize=None)
 def angles(count):
     return torch.arange(count).float() * 0.1
@@ -254,6 +266,26 @@ def test_capture_leaves_module_and_process_as_they_were(module):
     assert torch.is_grad_enabled() == grad
 
 
+@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), default_dtype, torch.inference_mode, torch.enable_grad], ids=["device", "dtype", "inference", "grad"])
+def test_what_the_host_has_set_stays_and_does_not_matter(mode):
+    class Making(Small):
+        def forward(self, x):
+            return super().forward(x) + torch.ones(x.shape[-1], device=x.device).to(x.dtype) * torch.tensor(1.0, device=x.device).dtype.itemsize
+
+    module = Making()
+    split = comfytp.split(module)
+    same(split(x_of()), module(x_of()))
+    x = x_of()
+    with mode():
+        before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        result, expected = split(x), module(x)
+        after = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    assert before == after
+    assert result.device == expected.device and result.dtype == expected.dtype
+    same(result, expected)
+    assert split.engine_stats()["torch_fallbacks"] == 0
+
+
 def test_everything_but_forward_is_the_modules(module):
     split = comfytp.split(module)
     assert split.config is module.config and split.epsilon == module.epsilon
@@ -263,6 +295,49 @@ def test_everything_but_forward_is_the_modules(module):
     assert not split.eval().training and not module.training
     with pytest.raises(AttributeError, match="nonsense"):
         split.nonsense  # noqa: B018
+    split.epsilon = 0.5
+    assert module.epsilon == 0.5
+    same(split(x_of()), module(x_of()))
+    split.extra = 1
+    del split.extra
+    assert not hasattr(module, "extra")
+
+
+def test_forward_that_a_caller_wraps_stays_around_the_split_one(module):
+    split = comfytp.split(module)
+    inner = split.forward
+    split.forward = lambda x: inner(x) + 1
+    same(split(x_of()), module(x_of()) + 1)
+    assert split.engine_stats()["engine_calls"] == 1
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda split: pickle.loads(pickle.dumps(split))], ids=["copy", "deepcopy", "pickle"])
+def test_copy_is_split_in_the_same_way(module, again):
+    split = comfytp.split(module, "cpu:0,cpu:1", mesh="batch=2")
+    split(x_of())
+    other = again(split)
+    same(other(x_of()), module(x_of()))
+    assert other.plan.mesh == "batch=2"
+    assert other.module is module or again is not copy.copy
+
+
+@torch.no_grad()
+def test_wrong_call_says_what_torch_says(module, capfd):
+    split = comfytp.split(module)
+    for args in ((), (x_of(2, 3, 7),), ("x",)):
+        with pytest.raises(Exception) as theirs:
+            module(*args)
+        with pytest.warns(UserWarning, match="cannot be captured"), pytest.raises(Exception) as ours:
+            split(*args)
+        assert type(ours.value) is type(theirs.value) and str(ours.value) == str(theirs.value)
+    assert "Traceback" not in capfd.readouterr().err
+    same(split(x_of()), module(x_of()))
+
+
+@pytest.mark.parametrize("what", [None, "model.safetensors", lambda x: x])
+def test_only_modules_are_split(what):
+    with pytest.raises(comfytp.Error, match="expected a torch.nn.Module but got a"):
+        comfytp.split(what)
 
 
 def test_changed_weights_are_used(module):
@@ -315,7 +390,7 @@ def test_plan_says_what_devices_hold(module):
     same(split(x_of()), module(x_of()))
 
 
-@pytest.mark.parametrize("devices", ["", "cpu:0,,x", "cpu:-1", "tpu:0"])
+@pytest.mark.parametrize("devices", ["", "cpu:0,,x", "cpu:-1", "tpu:0", "cpu:0,cpu:0", [0, 1]])
 def test_bad_devices_are_refused_at_once(module, devices):
     with pytest.raises(comfytp.Error):
         comfytp.split(module, devices)

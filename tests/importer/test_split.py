@@ -9,6 +9,13 @@ from test_translation import relative_error
 FAMILIES = list(denoisers.FAMILIES)
 
 
+def all_ran_on_the_engine(split):
+    """No call fell back to PyTorch, and no part of one ran as foreign code."""
+    stats = split.engine_stats()
+    assert stats["torch_fallbacks"] == 0 and stats["engine_calls"] > 0
+    return "callout" not in split._calls.last.program.graph
+
+
 def calls_of(name):
     """Changed shapes, batch sizes and optional inputs in between, and the first again."""
     for i, sizes in enumerate(({}, *denoisers.FAMILIES[name].variants, {})):
@@ -30,8 +37,7 @@ def test_split_module_gives_what_the_module_gives(make, name):
         assert relative_error(three(**call), whole) <= 1e-5
         count += 1
     for split in (one, two, three):
-        stats = split.engine_stats()
-        assert stats["torch_fallbacks"] == 0 and stats["engine_calls"] == count
+        assert all_ran_on_the_engine(split) and split.engine_stats()["engine_calls"] == count
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -44,6 +50,7 @@ def test_two_devices_share_weights_and_arithmetic(make, name):
     assert max(plan.flops_per_device) <= 0.65 * sum(plan.flops_per_device)
     # By the engine's own counters too.
     assert split.engine_stats()["allocated_weight_bytes"] == plan.weight_bytes_per_device
+    assert all_ran_on_the_engine(split)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -55,7 +62,8 @@ def test_three_devices_gather_weights(make, name):
     assert relative_error(split(**call), module(**call)) <= 1e-4
     plan = split.plan
     assert max(plan.weight_bytes_per_device) <= 0.45 * plan.weight_bytes_total
-    assert split.engine_stats()["torch_fallbacks"] == 0
+    assert split.engine_stats()["allocated_weight_bytes"] == plan.weight_bytes_per_device
+    assert all_ran_on_the_engine(split)
 
 
 @pytest.mark.parametrize("name", ["flux", "sdxl", "lumina2"])
@@ -67,6 +75,7 @@ def test_samples_are_split_over_an_axis_of_the_batch(make, name):
     assert relative_error(split(**call), module(**call)) <= 1e-4
     plan = split.plan
     assert max(plan.flops_per_device) <= 0.65 * sum(plan.flops_per_device)
+    assert all_ran_on_the_engine(split)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -84,7 +93,7 @@ def test_bf16_module_is_as_exact_as_in_torch(name):
         assert result.dtype == torch.bfloat16
         ours += float((result.float() - expected).norm() / expected.norm())
         theirs += float((module(**call)[0].float() - expected).norm() / expected.norm())
-    assert split.engine_stats()["torch_fallbacks"] == 0
+    assert all_ran_on_the_engine(split)
     assert theirs > 1e-4  # the comparison says something
     assert ours <= 1.1 * theirs
 

@@ -129,7 +129,7 @@ class Calls:
         leaves, outputs = [], {}
         for output in ready.program.outputs:
             if isinstance(output, Output):
-                result = torch.empty(output.shape, dtype=output.dtype)
+                result = torch.empty(output.shape, dtype=output.dtype, device="cpu")
                 outputs[output.name] = result.reshape(output.shape or (1,))
                 output = result
             leaves.append(output)
@@ -238,7 +238,7 @@ def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
     """Numbers as tensors of rank 0."""
     leaves = list(arguments.leaves)
     for i in numbers:
-        leaves[i] = torch.tensor(leaves[i], dtype=torch.float32 if isinstance(leaves[i], float) else torch.int64)
+        leaves[i] = torch.tensor(leaves[i], dtype=torch.float32 if isinstance(leaves[i], float) else torch.int64, device="cpu")
     return Arguments(leaves, arguments.spec, arguments.names)
 
 

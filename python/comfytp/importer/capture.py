@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -198,13 +199,17 @@ def _undisturbed(module: torch.nn.Module):
     caches = _caches_of(module)
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     state = torch.random.get_rng_state()
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback for what becomes one line of ours
+    silent = log.disabled
     for cache in caches:
         cache.cache_clear()
+    log.disabled = True
     try:
         with torch.no_grad(), torch.device("cpu"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own parts, and what the model says when it really runs
             yield
     finally:
+        log.disabled = silent
         for cache in caches:
             cache.cache_clear()
         torch.random.set_rng_state(state)

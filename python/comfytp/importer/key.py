@@ -40,7 +40,7 @@ class Arguments:
     def key(self, without: Iterable[int] = ()) -> tuple[Any, ...]:
         """Equal for calls that one program serves; without the values of some numbers."""
         without = set(without)
-        parts: list[Any] = [str(self.spec)]
+        parts: list[Any] = [str(self.spec), str(torch.get_default_dtype())]
         for i, leaf in enumerate(self.leaves):
             if isinstance(leaf, torch.Tensor):
                 parts.append(("tensor", str(leaf.dtype), tuple(leaf.shape)))
@@ -126,8 +126,8 @@ def classes_of(module: torch.nn.Module) -> list[type]:
     return [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
 
 
-def _sources(module: torch.nn.Module) -> list[tuple[str, int, int]]:
-    """The files of all loaded Python modules of the packages that the module's parts come from."""
+def _sources(module: torch.nn.Module) -> list[tuple[str, str]]:
+    """The contents of the files of all loaded Python modules of the packages that the module's parts come from."""
     packages = {cls.__module__.partition(".")[0] for cls in classes_of(module)}
     found = []
     for name, loaded in list(sys.modules.items()):
@@ -135,10 +135,15 @@ def _sources(module: torch.nn.Module) -> list[tuple[str, int, int]]:
         if name.partition(".")[0] in packages and file:
             try:
                 stat = pathlib.Path(file).stat()
+                found.append((name, _file_hash(file, stat.st_size, stat.st_mtime_ns)))
             except OSError:
                 continue
-            found.append((name, stat.st_size, stat.st_mtime_ns))
     return found
+
+
+@functools.lru_cache(maxsize=None)
+def _file_hash(file: str, size: int, modified: int) -> str:
+    return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
 
 
 def _state(value: Any, seen: dict[int, Any]) -> Any:

@@ -77,19 +77,26 @@ class SplitModule(torch.nn.Module):
         prompt_inputs: str | Iterable[str],
         timeout: float,
     ) -> None:
+        if not isinstance(module, torch.nn.Module):
+            raise _core.Error(f"[split] expected a torch.nn.Module but got a {type(module).__name__}")
+        devices = devices if isinstance(devices, str) else list(devices)
+        if not all(isinstance(name, str) for name in devices):
+            raise _core.Error(f"[devices] expected names such as 'cpu:0' but got {devices}")
         super().__init__()
-        self.training = module.training
-        # Not a submodule: names of parameters and modules are those of the module itself.
-        object.__setattr__(self, "_module", module)
-        self._engine_arguments = (device_list(devices), mesh or "", placement or "resident", timeout)
-        self._prompt_inputs = prompt_inputs
-        self._stats = Stats()
-        self._calls: Calls | None = None
-        self._engine: Any = None
-        self._snapshot: Snapshot | None = None
-        self._changes = 0  # calls in a row before which an attribute changed
-        self._warned: set[str] = set()
-        self._lock = threading.RLock()
+        # From here on attributes that are not among these are the module's, which is no submodule: names stay as they are.
+        self.__dict__.update(
+            training=module.training,
+            _module=module,
+            _engine_arguments=(device_list(devices), mesh or "", placement or "resident", timeout),
+            _prompt_inputs=prompt_inputs,
+            _stats=Stats(),
+            _calls=None,
+            _engine=None,
+            _snapshot=None,
+            _changes=0,  # calls in a row before which an attribute changed
+            _warned=set(),
+            _lock=threading.RLock(),
+        )
         self._new_engine({})  # names devices that do not exist now
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,6 +214,23 @@ class SplitModule(torch.nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_module"], name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._module, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            object.__delattr__(self, name)
+        else:
+            delattr(self._module, name)
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles are of the module, split in the same way."""
+        devices, mesh, placement, timeout = self._engine_arguments
+        return _split_again, (self._module, devices, mesh, placement, self._prompt_inputs, timeout)
+
     def _apply(self, *args: Any, **kwargs: Any) -> "SplitModule":
         self._module._apply(*args, **kwargs)
         return self
@@ -236,6 +260,10 @@ class SplitModule(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{type(self._module).__name__} on {self._engine_arguments[0]}"
+
+
+def _split_again(module: torch.nn.Module, devices: str, mesh: str, placement: str, prompt_inputs: Any, timeout: float) -> SplitModule:
+    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout)
 
 
 __all__ = ["Plan", "SplitModule", "split"]

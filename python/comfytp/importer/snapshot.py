@@ -131,9 +131,9 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     first = tensor.storage_offset() * tensor.element_size()
     last = min(first + tensor.nbytes, storage.nbytes())
     if last - first <= _SAMPLE and (first % 8 or last % 8):
-        return torch.empty(0, dtype=torch.uint8).set_(storage, first, (last - first,), (1,))
+        return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage, first, (last - first,), (1,))
     count = min(_SAMPLE, last - first) // 8
-    return torch.empty(0, dtype=torch.int64).set_(storage, (first + last) // 16 - count // 2, (count,), (1,))
+    return torch.empty(0, dtype=torch.int64, device="cpu").set_(storage, (first + last) // 16 - count // 2, (count,), (1,))
 
 
 class _Samples:
