@@ -1,10 +1,11 @@
 """How long a model's first call takes before anything is loaded: capture, translation, partitioning and lowering at full size,
-and the same from the cache on disk. No weights are needed.
+and the same from the cache on disk, each in a process of its own. No weights are needed.
 
     PYTHONPATH=build/python python bench/capture.py [sdxl flux …]
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -112,25 +113,33 @@ def qwen_image_call():
 MODELS = {"sdxl": (sdxl, sdxl_call), "flux": (flux, flux_call), "qwen_image": (qwen_image, qwen_image_call)}
 
 
-def main(names):
+def once(name, what):
+    """The first call of a process; COMFYTP_CACHE is set."""
     from comfytp.importer.calls import Calls
 
     torch.set_num_threads(2)
+    build, arguments = MODELS[name]
+    with torch.no_grad():
+        with torch.device("meta"):
+            module = build()
+        call = arguments()
+        engine = NoRun(module, "cpu:0,cpu:1")
+        wall, cpu = time.perf_counter(), time.process_time()
+        Calls(module, engine)(**call)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    weights = " and ".join(f"{device['weight_bytes'] / 2**30:.1f}" for device in engine.report["devices"])
+    print(f"{name:12} {what:10} {wall:6.1f} s, {cpu:6.1f} s of a core; weights on each device {weights} GiB", flush=True)
+
+
+def main(names):
     for name in names:
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            os.environ["COMFYTP_CACHE"] = folder
-            build, arguments = MODELS[name]
-            with torch.device("meta"):
-                module = build()
-            call = arguments()
+        with tempfile.TemporaryDirectory() as folder:
             for what in ("captured", "from disk"):
-                engine = NoRun(module, "cpu:0,cpu:1")
-                start = time.perf_counter()
-                Calls(module, engine)(**call)
-                print(f"{name:12} {what:10} {time.perf_counter() - start:6.1f} s", flush=True)
-            weights = [device["weight_bytes"] / 2**30 for device in engine.report["devices"]]
-            print(f"{name:12} weights on each device {weights[0]:.1f} and {weights[1]:.1f} GiB")
+                subprocess.run([sys.executable, __file__, "--once", name, what], env={**os.environ, "COMFYTP_CACHE": folder}, check=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["sdxl", "flux"])
+    if sys.argv[1:2] == ["--once"]:
+        once(*sys.argv[2:])
+    else:
+        main(sys.argv[1:] or ["sdxl", "flux"])
