@@ -28,7 +28,7 @@ struct Options {
 int bench(const Options& options) {
   const auto plan = options.model.plan();
   Progress loading("loading weights");
-  const auto denoiser = options.model.open(plan, [&](auto done, auto total) { loading(done, total); });
+  const auto denoiser = options.model.open(plan, options.model.compute_dtype(), [&](auto done, auto total) { loading(done, total); });
   const auto& unet = denoiser->checkpoint().unet;
   const auto call = options.call.call(unet);
   auto& engine = denoiser->engine();

@@ -1,5 +1,7 @@
 // comfytp: one diffusion model split over several devices, from the command line.
 #include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -52,6 +54,16 @@ int main(int argc, char** argv) {
   cli::add_verify(app, chosen);
   cli::add_bench(app, chosen);
   cli::add_synth(app, chosen);
+  // CLI11 would say of an unknown word only that it was not expected, or that a subcommand is missing.
+  if (argc > 1 && argv[1][0] != '-') {
+    bool known = false;
+    std::string names;
+    for (const auto* command : app.get_subcommands({})) {
+      known = known || command->get_name() == argv[1];
+      names += (names.empty() ? "" : ", ") + command->get_name();
+    }
+    if (!known) return complain(fmt::format("expected a subcommand ({}) but got '{}'", names, argv[1]), kUsage);
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help) {

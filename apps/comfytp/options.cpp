@@ -14,12 +14,6 @@ namespace {
 
 constexpr std::int64_t kPixelsPerLatent = 8;  // the VAEs of these families halve an image three times
 
-std::string read_text(const std::string& path) {
-  const MappedFile file(path_from_utf8(path));
-  const auto bytes = file.bytes();
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 std::int64_t pixels(std::string_view text, const std::string& size) {
   std::int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -29,6 +23,12 @@ std::int64_t pixels(std::string_view text, const std::string& size) {
   return value;
 }
 
+// Lists may have spaces behind their commas.
+std::string without_spaces(std::string list) {
+  std::erase(list, ' ');
+  return list;
+}
+
 std::string default_size(const std::string& family) {
   if (family == "sd2") return "768x768";
   return family == "sdxl" || family == "sdxl-refiner" ? "1024x1024" : "512x512";
@@ -36,10 +36,27 @@ std::string default_size(const std::string& family) {
 
 }  // namespace
 
+std::string read_text(const std::string& path) {
+  const MappedFile file(path_from_utf8(path));
+  const auto bytes = file.bytes();
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+CLI::Validator at_least_one() {
+  return CLI::Validator(
+      [](const std::string& text) {
+        std::int64_t value = 0;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool fits = error == std::errc() && end == text.data() + text.size() && value >= 1;
+        return fits ? std::string() : fmt::format("expected a whole number of at least 1 but got '{}'", text);
+      },
+      "");
+}
+
 void add_heads(CLI::App& command, models::HeadOptions& heads) {
   auto* count = command.add_option("--heads", heads.heads, "Heads of every attention, where the family's rule does not hold");
-  command.add_option("--head-dim", heads.head_dim, "Or the width of a head")->excludes(count)->check(CLI::PositiveNumber);
-  count->check(CLI::PositiveNumber);
+  command.add_option("--head-dim", heads.head_dim, "Or the width of a head")->excludes(count)->check(at_least_one());
+  count->check(at_least_one());
 }
 
 void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
@@ -49,7 +66,7 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
       command.add_option("--mesh", mesh, "Axes and their sizes, as in batch=2,tensor=2; tensor=2:1 gives unequal parts (default tensor=N)");
   auto* w =
       command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: 1/N of every weight");
-  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32 or bf16 (default f32, or what --plan says)");
+  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32, f16 (GPUs) or bf16 (default f32, or what --plan says)");
   add_heads(command, heads);
   if (accepts_plan)
     command.add_option("--plan", plan_file, "What `comfytp plan --json` printed, in place of --devices, --mesh and --weights")
@@ -68,8 +85,8 @@ planner::Plan ModelOptions::plan() const {
     }
   }
   planner::Plan plan;
-  plan.devices = backend::parse_devices(devices.value_or("cpu:0"));
-  plan.mesh = mesh ? sharding::Mesh::parse(*mesh) : planner::default_mesh(plan.devices);
+  plan.devices = backend::parse_devices(without_spaces(devices.value_or("cpu:0")));
+  plan.mesh = mesh ? sharding::Mesh::parse(without_spaces(*mesh)) : planner::default_mesh(plan.devices);
   plan.placement = planner::placement_from_name(weights.value_or("resident"));
   planner::check(plan);
   return plan;
@@ -82,21 +99,23 @@ DType ModelOptions::compute_dtype() const {
     const auto at = nlohmann::json::json_pointer("/call/compute");
     if (json.is_object() && json.contains(at) && json.at(at).is_string()) name = json.at(at).get<std::string>();
   }
-  require(name == "f32" || name == "bf16", "[compute] expected f32 or bf16 but got '{}'", name);
+  require(name == "f32" || name == "f16" || name == "bf16", "[compute] expected f32, f16 or bf16 but got '{}'", name);
   const auto dtype = dtype_from_name(name);
   return dtype;
 }
 
-std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan,
-                                                       std::function<void(std::int64_t, std::int64_t)> progress) const {
+std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan, DType compute,
+                                                       std::function<void(std::int64_t, std::int64_t)> progress,
+                                                       OpenDevice open_device) const {
   pipeline::DenoiserOptions options;
   options.engine.plan = plan;
+  options.engine.open = std::move(open_device);
   options.engine.progress = [progress = std::move(progress)](std::int64_t done, std::int64_t total) {
     check_interrupt();
     if (progress) progress(done, total);
   };
   options.heads = heads;
-  options.compute = compute_dtype();
+  options.compute = compute;
   return std::make_unique<pipeline::Denoiser>(weights::open_checkpoint(path_from_utf8(checkpoint)), std::move(options));
 }
 
@@ -104,8 +123,8 @@ void CallOptions::add_to(CLI::App& command) {
   command.add_option("--size", size, "Width x height in pixels, as in 1024x768 (default: the family's own size)");
   command.add_option("--batch", batch, "Rows of a call; classifier-free guidance takes two an image")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  command.add_option("--tokens", tokens, "Tokens of the text")->capture_default_str()->check(CLI::PositiveNumber);
+      ->check(at_least_one());
+  command.add_option("--tokens", tokens, "Tokens of the text")->capture_default_str()->check(at_least_one());
 }
 
 models::UNetCall CallOptions::call(const models::UNet& unet) const {

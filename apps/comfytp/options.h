@@ -12,6 +12,8 @@
 
 namespace comfytp::cli {
 
+using OpenDevice = decltype(runtime::EngineOptions::open);
+
 /// Which model on which devices.
 struct ModelOptions {
   std::string checkpoint;
@@ -25,8 +27,12 @@ struct ModelOptions {
   /// The option's, else the plan's file's, else f32.
   DType compute_dtype() const;
   /// Maps the checkpoint, recognises it, opens the devices of `plan`.
-  std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, std::function<void(std::int64_t, std::int64_t)> progress = {}) const;
+  std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, DType compute, std::function<void(std::int64_t, std::int64_t)> progress = {},
+                                           OpenDevice open_device = {}) const;
 };
+
+/// The bytes of a file as text. Throws Error naming it.
+std::string read_text(const std::string& path);
 
 /// The sizes of a call.
 struct CallOptions {
@@ -38,6 +44,9 @@ struct CallOptions {
   /// Throws Error naming what is wrong with the size.
   models::UNetCall call(const models::UNet& unet) const;
 };
+
+/// Says in one plain sentence what a count has to be.
+CLI::Validator at_least_one();
 
 void add_heads(CLI::App& command, models::HeadOptions& heads);
 

@@ -4,10 +4,12 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "commands.h"
 #include "graph/rewrites.h"
 #include "graph/text.h"
 #include "options.h"
+#include "planner/profile.h"
 #include "sharding/strategy.h"
 #include "table.h"
 
@@ -19,7 +21,17 @@ using nlohmann::ordered_json;
 struct Options {
   ModelOptions model;
   CallOptions call;
+  std::optional<std::string> profile;
   bool json = false, dump = false;
+};
+
+// What is known of one rank's device without running on it.
+struct Rank {
+  std::string name;                                 // of the rank: the device's may stand for several
+  std::optional<planner::DeviceProfile> profile;
+  std::string absent;                               // why the device is not to be had; then a CPU's kernels stand in for its
+  std::int64_t needed = 0;                          // bytes
+  double compute_seconds = 0, link_seconds = 0;     // of a step, by the profile
 };
 
 // The whole model's weights, and the arithmetic of a step of it.
@@ -38,18 +50,25 @@ Whole whole_of(const graph::Graph& graph, const models::UNet& unet) {
 }
 
 ordered_json to_json(const planner::Plan& plan, const Options& options, const models::UNetCall& call, const Whole& whole,
-                     const std::vector<runtime::DeviceReport>& devices, const std::vector<std::string>& notes) {
+                     const std::vector<runtime::DeviceReport>& devices, const std::vector<Rank>& ranks, const std::vector<std::string>& notes) {
   ordered_json report = ordered_json::array();
-  for (const auto& d : devices) {
+  for (std::size_t i = 0; i < devices.size(); ++i) {
+    const auto& d = devices[i];
     ordered_json collectives = ordered_json::object();
     for (const auto& [kind, c] : d.collectives) collectives[kind] = {{"count", c.count}, {"bytes", c.bytes}};
-    report.push_back({{"name", d.name},
+    report.push_back({{"name", ranks[i].name},
                       {"weight_bytes", d.weight_bytes},
                       {"weight_share", static_cast<double>(d.weight_bytes) / static_cast<double>(whole.weight_bytes)},
                       {"flops", d.flops},
                       {"flops_share", d.flops / whole.flops},
                       {"activation_bytes", d.activation_bytes},
                       {"collectives", collectives}});
+    if (const auto& p = ranks[i].profile)
+      report.back()["profile"] = {{"model", p->model},
+                                  {"assumed", p->assumed},
+                                  {"memory_bytes", p->memory_bytes},
+                                  {"compute_seconds", ranks[i].compute_seconds},
+                                  {"link_seconds", ranks[i].link_seconds}};
   }
   auto root = ordered_json::parse(planner::to_json(plan));
   root["call"] = {{"width", call.width * 8},
@@ -62,7 +81,7 @@ ordered_json to_json(const planner::Plan& plan, const Options& options, const mo
 }
 
 void print(const planner::Plan& plan, const models::UNetCall& call, const Whole& whole, const std::vector<runtime::DeviceReport>& devices,
-           const std::vector<std::string>& notes) {
+           const std::vector<Rank>& ranks, const std::vector<std::string>& notes) {
   const auto mesh = plan.mesh.to_string();
   fmt::print("mesh {}, weights {}, {}x{} pixels, batch {}, {} tokens\n", mesh.empty() ? "of one device" : mesh,
              plan.placement == sharding::Placement::gathered ? "gathered" : "resident", call.width * 8, call.height * 8, call.batch,
@@ -70,10 +89,11 @@ void print(const planner::Plan& plan, const models::UNetCall& call, const Whole&
   fmt::print("the model: weights {}, a step {:.1f} GFLOP\n\n", bytes_text(whole.weight_bytes), whole.flops / 1e9);
   std::vector<std::vector<std::string>> rows = {
       {"device", "weights", "share", "arithmetic", "share", "activations", "collectives", "bytes"}};
-  for (const auto& d : devices) {
+  for (std::size_t i = 0; i < devices.size(); ++i) {
+    const auto& d = devices[i];
     runtime::DeviceReport::Collective sum;
     for (const auto& [kind, c] : d.collectives) sum.count += c.count, sum.bytes += c.bytes;
-    rows.push_back({d.name, bytes_text(d.weight_bytes),
+    rows.push_back({ranks[i].name, bytes_text(d.weight_bytes),
                     percent_text(static_cast<double>(d.weight_bytes), static_cast<double>(whole.weight_bytes)),
                     fmt::format("{:.1f} GFLOP", d.flops / 1e9), percent_text(d.flops, whole.flops), bytes_text(d.activation_bytes),
                     count_text(sum.count), bytes_text(sum.bytes)});
@@ -82,8 +102,18 @@ void print(const planner::Plan& plan, const models::UNetCall& call, const Whole&
   if (plan.devices.size() > 1) {
     fmt::print("\n");
     rows = {{"collectives of a step", "kind", "count", "bytes"}};
-    for (const auto& d : devices)
-      for (const auto& [kind, c] : d.collectives) rows.push_back({d.name, kind, count_text(c.count), bytes_text(c.bytes)});
+    for (std::size_t i = 0; i < devices.size(); ++i)
+      for (const auto& [kind, c] : devices[i].collectives) rows.push_back({ranks[i].name, kind, count_text(c.count), bytes_text(c.bytes)});
+    print_table(rows);
+  }
+  rows = {{"by the profile", "card", "memory", "needed", "a step computes", "and sends"}};
+  for (const auto& r : ranks)
+    if (r.profile)
+      rows.push_back({r.name, r.profile->model + (r.profile->assumed ? " (assumed)" : ""),
+                      r.profile->memory_bytes ? bytes_text(r.profile->memory_bytes) : "-", bytes_text(r.needed),
+                      r.compute_seconds > 0 ? seconds_text(r.compute_seconds) : "-", seconds_text(r.link_seconds)});
+  if (rows.size() > 1) {
+    fmt::print("\n");
     print_table(rows);
   }
   for (const auto& note : notes) fmt::print("note: {}\n", note);
@@ -107,35 +137,72 @@ void print_sharded(const graph::Graph& graph, const sharding::Partition& partiti
   }
 }
 
-void dump(const graph::Graph& whole, const sharding::Partition& partition, const std::vector<runtime::DeviceReport>& devices) {
+void dump(const graph::Graph& whole, const sharding::Partition& partition, const std::vector<Rank>& ranks) {
   fmt::print("\n# what is cut along which axis\n");
   for (const auto& group : sharding::decide(whole, partition.mesh).groups) fmt::print("# {}\n", group);
   fmt::print("\n# the graph before partitioning, with the sharding of each value\n");
   print_sharded(whole, partition);
   for (std::size_t d = 0; d < partition.devices.size(); ++d)
-    fmt::print("\n# the graph of {} after partitioning\n{}", devices[d].name, graph::to_text(partition.devices[d]));
+    fmt::print("\n# the graph of {} after partitioning\n{}", ranks[d].name, graph::to_text(partition.devices[d]));
+}
+
+planner::Profile read_profile(const std::optional<std::string>& path) {
+  if (!path) return {};
+  try {
+    return planner::profile_from_json(read_text(*path));
+  } catch (const Error& error) {
+    fail("{}: {}", *path, error.what());
+  }
 }
 
 int plan(const Options& options) {
-  const auto plan = options.model.plan();
-  const auto denoiser = options.model.open(plan);
+  auto plan = options.model.plan();
+  const auto profile = read_profile(options.profile);
+  const auto compute = options.model.compute_dtype();
+  std::vector<Rank> ranks;
+  for (const auto& name : planner::rank_names(plan.devices)) ranks.push_back({name, {}, {}, 0, 0, 0});
+  // Nothing runs, so a GPU need not be there.
+  const auto open = [&](const backend::DeviceSpec& spec, int position, int count) {
+    try {
+      return backend::open_device(spec, position, count);
+    } catch (const Error& error) {
+      if (spec.kind != "cuda") throw;
+      ranks[static_cast<std::size_t>(position)].absent = error.what();
+      return backend::open_device({"cpu", position, 0}, position, count);
+    }
+  };
+  const auto denoiser = options.model.open(plan, compute, {}, open);
   const auto& unet = denoiser->checkpoint().unet;
   const auto call = options.call.call(unet);
   const auto compiled = denoiser->compile(call);
   const auto devices = denoiser->engine().report(*compiled);
   auto notes = denoiser->engine().notes(*compiled);
-  for (std::size_t d = 0; d < devices.size(); ++d)
-    if (const auto limit = plan.devices[d].limit_bytes, needed = devices[d].weight_bytes + devices[d].activation_bytes;
-        limit && needed > limit)
-      notes.push_back(fmt::format("{} needs {}, more than its limit of {}", devices[d].name, bytes_text(needed), bytes_text(limit)));
+  for (std::size_t d = 0; d < devices.size(); ++d) {
+    auto& rank = ranks[d];
+    rank.needed = devices[d].weight_bytes + devices[d].activation_bytes;
+    if (profile.devices.contains(plan.devices[d].name()) || !rank.absent.empty()) rank.profile = planner::profile_of(plan.devices[d], profile);
+    if (const auto limit = plan.devices[d].limit_bytes; limit && rank.needed > limit)
+      notes.push_back(fmt::format("{} needs {}, more than its limit of {}", rank.name, bytes_text(rank.needed), bytes_text(limit)));
+    if (!rank.profile) continue;
+    double sent = 0;
+    for (const auto& [kind, c] : devices[d].collectives) sent += static_cast<double>(c.bytes);
+    rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute);
+    rank.link_seconds = sent / planner::link_bytes_per_second(profile);
+    if (const auto memory = rank.profile->memory_bytes; memory && rank.needed > memory)
+      notes.push_back(fmt::format("{} needs {}, more than the {} of its {}", rank.name, bytes_text(rank.needed), bytes_text(memory), rank.profile->model));
+    if (!rank.absent.empty())
+      notes.push_back(fmt::format("{} is not here ({}): activations are what a cpu would take{}", rank.name, rank.absent,
+                                  rank.profile->assumed ? "; its card is assumed, --profile FILE says which it is" : ""));
+  }
 
-  const auto whole_graph = graph::normalise(models::build_unet(unet, call, options.model.compute_dtype()));
+  const auto whole_graph = graph::normalise(models::build_unet(unet, call, compute));
   const auto whole = whole_of(whole_graph, unet);
+  plan.mesh.cuts = sharding::decide(whole_graph, plan.mesh).cuts;
   if (options.json) {
-    fmt::print("{}\n", to_json(plan, options, call, whole, devices, notes).dump(2));
+    fmt::print("{}\n", to_json(plan, options, call, whole, devices, ranks, notes).dump(2));
   } else {
-    print(plan, call, whole, devices, notes);
-    if (options.dump) dump(whole_graph, denoiser->engine().partition(*compiled), devices);
+    print(plan, call, whole, devices, ranks, notes);
+    if (options.dump) dump(whole_graph, denoiser->engine().partition(*compiled), ranks);
   }
   return 0;
 }
@@ -147,6 +214,10 @@ void add_plan(CLI::App& app, Command& chosen) {
   auto* command = app.add_subcommand("plan", "Shows what each device would hold, compute and send; nothing is loaded");
   options->model.add_to(*command, true);
   options->call.add_to(*command);
+  command
+      ->add_option("--profile", options->profile,
+                   "JSON with the devices' models, memory and rates (src/planner/profile.h): so a plan for devices that are not here says what fits")
+      ->type_name("FILE");
   auto* json = command->add_flag("--json", options->json, "Print JSON, which run, verify and bench take as --plan FILE");
   command
       ->add_flag("--dump", options->dump,

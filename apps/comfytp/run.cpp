@@ -58,10 +58,13 @@ int run(const Options& options) {
   const auto plan = options.model.plan();
   auto tensors = read_inputs(options.inputs);
   Progress progress("loading weights");
-  const auto denoiser = options.model.open(plan, [&](auto done, auto total) { progress(done, total); });
+  const auto denoiser = options.model.open(plan, options.model.compute_dtype(), [&](auto done, auto total) { progress(done, total); });
 
   std::map<std::string, TensorView> inputs;
   for (auto& [name, tensor] : tensors) inputs[name] = tensor.view();
+  // One timestep stands for all rows.
+  if (const auto t = inputs.find("timesteps"), x = inputs.find("x"); t != inputs.end() && x != inputs.end() && !x->second.shape.empty())
+    if (t->second.numel() == 1 && t->second.shape.size() <= 1) t->second.shape = {x->second.shape[0]}, t->second.strides = {0};
   const auto call = denoiser->call_of(inputs);
   const auto dtype = inputs.at("x").dtype;
   require(size_of(dtype) > 1, "[run] expected x of f64, f32, f16 or bf16, which output will have too, but got {}", name_of(dtype));
@@ -86,7 +89,7 @@ void add_run(CLI::App& app, Command& chosen) {
   command
       ->add_option(
           "--inputs", options->inputs,
-          "x [N,C,H,W], timesteps [N], context [N,L,D], for SDXL y [N,A]; of a ControlNet control.0, control.1, … and control.middle")
+          "x [N,C,H,W], timesteps [N] or [1], context [N,L,D], for SDXL y [N,A]; of a ControlNet control.0, control.1, … and control.middle")
       ->required()
       ->type_name("IN.safetensors");
   command->add_option("--output", options->output, "Gets output [N,C,H,W] in the dtype of x")->required()->type_name("OUT.safetensors");

@@ -56,7 +56,7 @@ TensorView SeededCall::output_view() {
   return TensorView::dense(output.data(), DType::f32, {call_.batch, unet_.out_channels, call_.height, call_.width});
 }
 
-Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed,
+Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed, const Sampled* along,
                const std::function<void(int done)>& progress) {
   const auto& unet = denoiser.checkpoint().unet;
   SeededCall rows(unet, call, seed);
@@ -79,8 +79,11 @@ Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int s
       for (std::int64_t k = 0; k < channels * pixels; ++k)
         rows.x[static_cast<std::size_t>(row * unet.in_channels * pixels + k)] =
             latent[static_cast<std::size_t>(row % images * channels * pixels + k)] * scale;
+    if (along) rows.x = along->x.at(static_cast<std::size_t>(i));
+    sampled.x.push_back(rows.x);
     std::fill(rows.timesteps.begin(), rows.timesteps.end(), static_cast<float>(step_of(i)));
 
+    if (i == 0) denoiser.run(rows.inputs(), rows.output_view());
     const auto begin = std::chrono::steady_clock::now();
     denoiser.run(rows.inputs(), rows.output_view());
     sampled.step_seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());

@@ -26,13 +26,15 @@ class SeededCall {
 
 struct Sampled {
   std::vector<float> outputs;        ///< of the denoiser in all steps
+  std::vector<std::vector<float>> x;  ///< the input of each step
   std::vector<double> step_seconds;  ///< of each call
 };
 
 /// Euler's method (Karras et al. 2022, algorithm 1 without noise) over the noise schedule of Stable Diffusion, from the
 /// highest noise to none: a step begins where the one before it ended, so an error in one is carried into all that follow.
-/// With an even batch its halves are the two branches of classifier-free guidance.
-Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed,
+/// With an even batch its halves are the two branches of classifier-free guidance. `along`: every step is given that trajectory's input
+/// instead, so that errors are those of single calls. The first call is made once more before, so that no step's time has preparations.
+Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed, const Sampled* along,
                const std::function<void(int done)>& progress);
 
 }  // namespace comfytp::cli

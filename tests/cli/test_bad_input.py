@@ -108,7 +108,7 @@ def test_a_tensor_of_the_wrong_dtype_is_named(comfytp, checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     "devices, names",
-    [("", []), ("cpu:0,,x", ["cpu:0,,x"]), ("cpu:-1", ["cpu:-1"]), ("cuda:7", ["cuda:7"]), ("cpu:0,cpu:0", ["cpu:0"]), ("cpu:999", ["cpu:999"]),
+    [("", []), ("cpu:0,,x", ["cpu:0,,x"]), ("cpu:-1", ["cpu:-1"]), ("cpu:0,cpu:0", ["cpu:0"]), ("cpu:999", ["cpu:999"]),
      ("cpu", ["cpu"]), ("cpu:0@2", ["cpu:0@2"])],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["plan", "verify"])
@@ -144,6 +144,49 @@ def test_options_that_do_not_fit_are_named(comfytp, checkpoint, options, names):
 )  # fmt: skip
 def test_a_command_line_that_makes_no_sense_ends_with_2(comfytp, arguments):
     comfytp.fails(*arguments, status=2)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["foo"], ["'foo'", "plan", "verify"]),
+    (["plan", "a", "--batch", "0"], ["--batch", "at least 1", "'0'"]),
+    (["plan", "a", "--tokens", "-3"], ["--tokens", "at least 1", "'-3'"]),
+    (["plan", "a", "--heads", "0"], ["--heads", "at least 1", "'0'"]),
+])  # fmt: skip
+def test_a_command_line_that_makes_no_sense_is_told_what_would(comfytp, arguments, words):
+    comfytp.fails(*arguments, status=2, naming=words)
+
+
+def test_heads_that_do_not_divide_are_not_answered_with_the_same_option(comfytp, checkpoint):
+    message = comfytp.fails("plan", checkpoint, "--heads", "5", naming=["32 channels", "by 5", "family's rule"]).err
+    assert "needs heads" not in message
+
+
+def test_a_dump_is_no_plan(comfytp, checkpoint, tmp_path):
+    dump = tmp_path / "dump.txt"
+    dump.write_text(comfytp("plan", checkpoint, *SMALL, "--dump").out)
+    message = comfytp.fails("run", checkpoint, "--plan", dump, "--inputs", "a", "--output", "b", naming=["dump.txt", "plan --json"]).err
+    assert "parse_error" not in message and "exception" not in message
+
+
+def test_cuts_that_the_model_lacks_are_named(comfytp, checkpoint, inputs, tmp_path):
+    plan = tmp_path / "plan.json"
+    report = comfytp("plan", checkpoint, "--devices", "cpu:0,cpu:1", *SMALL, "--json").json
+    report["cuts"]["tensor"]["groups"].append("none.weight[1]")
+    plan.write_text(json.dumps(report))
+    comfytp.fails("run", checkpoint, "--plan", plan, "--inputs", inputs(), "--output", tmp_path / "out", naming="none.weight[1]")
+
+
+@pytest.mark.parametrize("profile, names", [("{", ["JSON"]), ('{"version": 1, "devices": [{"name": "cuda:0"}]}', ["devices[0].model"])])
+def test_a_profile_that_is_none_is_named(comfytp, checkpoint, tmp_path, profile, names):
+    file = tmp_path / "profile.json"
+    file.write_text(profile)
+    comfytp.fails("plan", checkpoint, *SMALL, "--profile", file, naming=["profile.json", *names])
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here")
+def test_devices_that_are_not_here_can_be_planned_but_not_run(comfytp, checkpoint):
+    comfytp.fails("verify", checkpoint, "--devices", "cuda:7", *SMALL, naming=["devices", "cuda:7"])
+    assert "cuda:7 is not here" in comfytp("plan", checkpoint, "--devices", "cuda:7", *SMALL).out
 
 
 def test_a_plan_that_is_none_is_named(comfytp, checkpoint, tmp_path):

@@ -1,6 +1,7 @@
 """What the subcommands promise when all is well."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -69,6 +70,23 @@ def test_run_takes_a_plan(comfytp, checkpoint, inputs, tmp_path):
     assert np.array_equal(planned, run(comfytp, checkpoint, inputs(), tmp_path / "b.safetensors", *options))
 
 
+def test_run_cuts_what_the_plan_says(comfytp, checkpoint, inputs, tmp_path):
+    plan = comfytp("plan", checkpoint, *TWO, *SMALL, "--json").json
+    file = tmp_path / "plan.json"
+
+    def weights_of(cuts):
+        file.write_text(json.dumps(plan | {"cuts": {"tensor": cuts}}))
+        return [d["weight_bytes"] for d in comfytp("plan", checkpoint, "--plan", file, *SMALL, "--json").json["report"]["devices"]]
+
+    chosen, total = plan["cuts"]["tensor"], plan["report"]["weight_bytes_total"]
+    assert weights_of(chosen) == [d["weight_bytes"] for d in plan["report"]["devices"]]
+    feed_forward = next(name for name in chosen["groups"] if ".ff.net." in name)
+    assert weights_of({"groups": [], "alone": []}) == [total, total]
+    assert total > max(weights_of({"groups": [feed_forward], "alone": []})) > max(weights_of(chosen))
+    a = run(comfytp, checkpoint, inputs(), tmp_path / "a.safetensors", "--plan", file)
+    assert relative_error(a, run(comfytp, checkpoint, inputs(), tmp_path / "b.safetensors")) <= 1e-5
+
+
 def test_a_plan_brings_its_compute_dtype(comfytp, checkpoint, inputs, tmp_path):
     plan = tmp_path / "plan.json"
     plan.write_text(comfytp("plan", checkpoint, *SMALL, "--compute", "bf16", "--json").out)
@@ -89,6 +107,17 @@ def test_timesteps_may_be_whole_numbers(comfytp, checkpoint, inputs, tmp_path):
     reals = run(comfytp, checkpoint, inputs(), tmp_path / "a.safetensors")
     whole = run(comfytp, checkpoint, inputs(timesteps=np.full(2, 400, np.int64)), tmp_path / "b.safetensors")
     assert np.array_equal(reals, whole)
+
+
+def test_one_timestep_stands_for_all_rows(comfytp, checkpoint, inputs, tmp_path):
+    rows = run(comfytp, checkpoint, inputs(), tmp_path / "a.safetensors")
+    one = run(comfytp, checkpoint, inputs(timesteps=np.full(1, 400, np.float32)), tmp_path / "b.safetensors")
+    assert np.array_equal(rows, one)
+
+
+def test_lists_may_have_spaces(comfytp, checkpoint):
+    report = comfytp("plan", checkpoint, "--devices", "cpu:0, cpu:1@2GiB", "--mesh", " batch=1, tensor=2", *SMALL, "--json").json
+    assert [d["name"] for d in report["devices"]] == ["cpu:0", "cpu:1"] and report["mesh"] == "batch=1,tensor=2"
 
 
 def residuals(names):
@@ -135,6 +164,43 @@ def test_what_plan_promises_is_what_is_allocated(comfytp, checkpoint, options):
     assert verified["weight_bytes_per_device"] == [d["weight_bytes"] for d in planned]
 
 
+@pytest.mark.parametrize(
+    "mesh, size, batch, words",
+    [("batch=2", "128x64", 1, ["batch=2", "use batch=1, or tensor=2"]), ("patch=2", "64x8", 1, ["patch=2", "use patch=1, or tensor=2"]),
+     ("patch=4", "64x16", 1, ["patch=4", "2 rows", "use patch=2 at most, or tensor=4"])],
+)  # fmt: skip
+def test_a_plan_that_is_no_use_says_so(comfytp, checkpoint, mesh, size, batch, words):
+    devices = ",".join(f"cpu:{i}" for i in range(int(mesh[-1])))
+    out = comfytp("plan", checkpoint, "--devices", devices, "--mesh", mesh, "--size", size, "--batch", batch).out
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert any(all(word in note for word in words) for note in notes), out
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here")
+def test_plan_needs_no_gpu(comfytp, checkpoint, tmp_path):
+    devices = ("--devices", "cuda:0,cuda:1@10GiB")
+    text = comfytp("plan", checkpoint, *devices, *SMALL).out
+    assert "(assumed)" in text and "--profile" in text
+    profile = tmp_path / "profile.json"
+    cards = [{"name": f"cuda:{i}", "model": "RTX 4090", "memory_bytes": bytes} for i, bytes in ((0, 1 << 20), (1, 1 << 34))]
+    profile.write_text(json.dumps({"version": 1, "devices": cards, "link_bytes_per_second": 1e9}))
+    report = comfytp("plan", checkpoint, *devices, *SMALL, "--profile", profile, "--json").json["report"]
+    for device, card in zip(report["devices"], cards, strict=True):
+        assert device["profile"]["memory_bytes"] == card["memory_bytes"] and not device["profile"]["assumed"]
+        assert device["profile"]["link_seconds"] == pytest.approx(sum(c["bytes"] for c in device["collectives"].values()) / 1e9)
+        assert device["profile"]["compute_seconds"] == pytest.approx(device["flops"] / 82.6e12)
+    assert any("cuda:0 needs" in note for note in report["notes"]) and not any("cuda:1 needs" in note for note in report["notes"])
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here")
+def test_ranks_of_one_device_have_names_of_their_own(comfytp, checkpoint, tmp_path):
+    plan = comfytp("plan", checkpoint, "--devices", "cuda:0,cuda:0", *SMALL, "--json")
+    assert [d["name"] for d in plan.json["report"]["devices"]] == ["cuda:0#0", "cuda:0#1"]
+    file = tmp_path / "plan.json"
+    file.write_text(plan.out)
+    assert comfytp("plan", checkpoint, "--plan", file, *SMALL, "--json").json["report"] == plan.json["report"]
+
+
 def test_plan_names_sizes_as_a_table(comfytp, checkpoint):
     text = comfytp("plan", checkpoint, *TWO, *SMALL).out
     assert "cpu:0" in text and "cpu:1" in text and "all_reduce" in text
@@ -152,6 +218,7 @@ def test_dump_shows_shardings_and_reasons(comfytp, checkpoint):
     assert "all_reduce" in text and "reason=" in text
     assert "partial(tensor)" in text
     assert "the graph of cpu:1" in text
+    assert "''" not in text and " ()" not in text
 
 
 def test_verify_says_how_far_the_split_is_off(comfytp, checkpoint):
@@ -160,6 +227,21 @@ def test_verify_says_how_far_the_split_is_off(comfytp, checkpoint):
     assert report["max_abs_error"] > 0 and report["psnr_db"] > 90
     assert len(report["weight_bytes_per_device"]) == 2
     assert max(report["weight_bytes_per_device"]) <= 0.55 * report["weight_bytes_total"]
+
+
+def test_verify_judges_bf16_by_its_distance_to_f32(comfytp, checkpoint):
+    size = ("--size", "256x128", "--tokens", "7")
+    report = comfytp("verify", checkpoint, *TWO, *size, "--compute", "bf16", "--json").json
+    assert report["steps"] == 4 and "tolerance" not in report
+    split, whole = report["error_against_f32"], report["one_device_error_against_f32"]
+    assert report["passed"] and 1e-4 < whole < 0.1 and split <= report["tolerated_ratio"] * whole
+    text = comfytp("verify", checkpoint, *TWO, *size, "--compute", "bf16").out
+    assert "against f32" in text and "on one device" in text
+
+
+def test_verify_in_bf16_may_be_given_a_tolerance(comfytp, checkpoint):
+    result = comfytp.any("verify", checkpoint, *TWO, *SMALL, "--compute", "bf16", "--tolerance", "1e-6", "--json")
+    assert result.status == 1 and result.json["tolerance"] == 1e-6
 
 
 def test_verify_beyond_tolerance_ends_with_1(comfytp, checkpoint):
