@@ -124,7 +124,7 @@ def sample(patcher, family, *, steps=3, cfg=4.0, positive=None, negative=None, l
     """A few steps with CFG, as KSampler takes them."""
     start = more.pop("noise", None)
     start = noise(family, batch) if start is None else start
-    with torch.inference_mode():
+    with more.pop("grad_mode", torch.inference_mode)():
         return comfy.sample.sample(
             patcher,
             start,

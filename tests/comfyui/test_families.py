@@ -1,5 +1,9 @@
-"""A model of each family, sampled with CFG over several devices, gives what the plain model gives."""
+"""A model of each family, sampled with CFG over several devices, gives what the plain model gives.
 
+Of the twenty checks: 1 SD1.5, 2 base and refiner, 3 SD3.5, 4 Flux with prompts of unequal lengths, 5 Wan's timestep a frame, 15 what
+the fullest device holds."""
+
+import comfy.ops
 import models
 import pytest
 import torch
@@ -36,6 +40,23 @@ class TestEveryFamily:
             expected = plain.model.diffusion_model(tokens, t, context=context, transformer_options={})
             got = through_the_node(split, tokens, t, context=context)
         assert expected.shape[2] == frames and models.relative(got, expected) < TOLERANCE
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+    def test_half_precision_is_as_near_to_f32_as_the_plain_model(self, dtype):
+        exact = models.sample(models.sd15(), "sd15")
+        plain = models.sd15(dtype=dtype)
+        plain.model.model_config.set_inference_dtype(dtype, None)
+        split = split_model(plain, "0,1")
+        got = models.sample(split, "sd15")
+        assert models.relative(got, exact) < 1.1 * models.relative(models.sample(plain, "sd15"), exact)
+        assert max(split.split.stats()["allocated_weight_bytes"]) < 0.6 * sum(p.nbytes for p in plain.model.diffusion_model.parameters())
+
+    @pytest.mark.skipif(not hasattr(comfy.ops, "mixed_precision_ops"), reason="quantised layers came later")
+    def test_fp8_layers(self):
+        plain = models.flux_fp8()
+        mode = {"grad_mode": torch.no_grad}  # ComfyUI cannot move quantised layers in inference mode
+        expected = models.sample(plain, "flux", **mode)
+        assert models.relative(models.sample(split_model(plain, "0,1"), "flux", **mode), expected) < TOLERANCE
 
     def test_sdxl_base_and_refiner_one_after_the_other(self):
         base, refiner = models.sdxl(), models.sdxl_refiner()

@@ -1,4 +1,6 @@
-"""Loading, evicting, cancelling, saving, and other branches over the same model."""
+"""Loading, evicting, cancelling, saving, and other branches over the same model.
+
+Of the twenty checks: 16 TestMemory, 17 TestBranches, 18 TestCancel, 19 saving; of 20 the fifty runs, previews and other devices."""
 
 import gc
 import logging

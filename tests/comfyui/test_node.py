@@ -1,4 +1,4 @@
-"""The node as ComfyUI loads and asks it, with the package and without."""
+"""The node as ComfyUI loads and asks it, with the package and without; of the twenty checks the ids of 20."""
 
 import subprocess
 import sys

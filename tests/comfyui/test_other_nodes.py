@@ -1,4 +1,6 @@
-"""What other nodes put on a model or a prompt is honoured: by the engine where it can, else by PyTorch with one warning."""
+"""What other nodes put on a model or a prompt is honoured: by the engine where it can, else by PyTorch with one warning.
+
+Of the twenty checks: 9 TestControl, 10 to 13 the patches inside a model and EasyCache, 14 TestConditioning."""
 
 import logging
 
