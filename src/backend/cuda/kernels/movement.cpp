@@ -23,7 +23,12 @@ std::unique_ptr<Kernel> move_all(const Site& site, const Shape& shape, const Sha
 
 std::unique_ptr<Kernel> cast(const Site& site) {
   const auto from = site.dtype(0), to = site.out[0].type.dtype;
-  const auto plan = plan_copy(site.shape(0), from, site.strides(0), to, strides_of(site.out[0]));
+  Shape lies = site.strides(0);
+  if (auto* weight = site.in[0].weight) {  // the format of convolutions is the only one there is
+    if (weight->format) lies = graph::strides_of(site.shape(0), graph::channels_last(site.shape(0).size()));
+    else weight->packable = false;
+  }
+  const auto plan = plan_copy(site.shape(0), from, lies, to, strides_of(site.out[0]));
   const bool dense = has_dense_cast(from, to) && (plan.rank == 0 || (plan.rank == 1 && plan.from[0] == 1 && plan.to[0] == 1));
   return make_kernel([=, count = numel(site.shape(0)), stream = site.context.stream](auto in, auto out, void*) {
     if (dense && (address(in[0]) | address(out[0])) % 16 == 0)
@@ -68,7 +73,7 @@ std::unique_ptr<Kernel> expand(const Site& site) {
   return move_all(site, site.out[0].type.shape, from, strides_of(site.out[0]));
 }
 
-// What lies outside of dimension `dim` in memory, in elements of `dim`'s own rows.
+// How many elements lie outside of dimension `dim` in memory, and how many inside.
 std::int64_t outer_of(const Shape& shape, const graph::Order& order, std::size_t dim) {
   std::int64_t outer = 1;
   for (int d : order) {
