@@ -1,7 +1,9 @@
 // fuse() with passes of their own between plain heavy ops.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <map>
+#include <array>
+#include <random>
 
 #include "graph/builder.h"
 #include "graph/rewrites.h"
@@ -252,7 +254,7 @@ class Soup {
     push(b_.input("text", {2, 20, 6}, DType::f32, "prompt"));
     push(b_.input("emb", {2, 1, 6}, DType::f32));
     while (g_.nodes().size() < 60) step();
-    for (int i = 0; i < 5; ++i) g_.add_output("y" + std::to_string(i), pool_[pool_.size() - 1 - below(10)]);
+    for (int i = 0; i < 5; ++i) g_.add_output(fmt::format("y{}", i), pool_[pool_.size() - 1 - below(10)]);
     return std::move(g_);
   }
 
@@ -261,7 +263,7 @@ class Soup {
   void push(ValueId id) { pool_.push_back(id); }
   // Mostly what was made last, so that chains grow.
   ValueId any() { return below(3) ? pool_.back() : pool_[below(pool_.size())]; }
-  ValueId weight(const Shape& shape) { return b_.weight("w" + std::to_string(below(3)) + comfytp::to_string(shape), shape); }
+  ValueId weight(const Shape& shape) { return b_.weight(fmt::format("w{}{}", below(3), comfytp::to_string(shape)), shape); }
   ValueId operand(const Shape& shape) {
     for (int tries = 0; tries < 12; ++tries)
       if (const ValueId id = pool_[below(pool_.size())]; b_.shape(id) == shape) return id;
