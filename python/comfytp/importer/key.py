@@ -17,6 +17,7 @@ from .unsupported import Unsupported
 
 # Of a module: what is hashed by itself, or does not count, since captures are made as in eval().
 _NO_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules", "training"))
+_UNORDERED = "_use_default_values"  # in configs of diffusers: a list in the order of a set, another in each process
 _FIXED_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
@@ -127,18 +128,26 @@ def classes_of(module: torch.nn.Module) -> list[type]:
 
 
 def _sources(module: torch.nn.Module) -> list[tuple[str, str]]:
-    """The contents of the files of all loaded Python modules of the packages that the module's parts come from."""
-    packages = {cls.__module__.partition(".")[0] for cls in classes_of(module)}
-    found = []
-    for name, loaded in list(sys.modules.items()):
-        file = getattr(loaded, "__file__", None)
-        if name.partition(".")[0] in packages and file:
-            try:
-                stat = pathlib.Path(file).stat()
-                found.append((name, _file_hash(file, stat.st_size, stat.st_mtime_ns)))
-            except OSError:
-                continue
-    return found
+    """The contents of the files that the module's parts come from, and of what these import at their top from the same packages:
+    whatever else the process has loaded does not count."""
+    ahead = [cls.__module__ for cls in classes_of(module)]
+    packages = {name.partition(".")[0] for name in ahead}
+    found: dict[str, str] = {}
+    while ahead:
+        name = ahead.pop()
+        if name in found or name.partition(".")[0] not in packages or name not in sys.modules:
+            continue
+        loaded = sys.modules[name]
+        try:
+            stat = pathlib.Path(loaded.__file__).stat()
+            found[name] = _file_hash(loaded.__file__, stat.st_size, stat.st_mtime_ns)
+        except (AttributeError, OSError, TypeError):  # no file
+            found[name] = ""
+        if type(loaded) is types.ModuleType:  # one that loads lazily has what was asked of it
+            for value in list(vars(loaded).values()):
+                origin = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+                ahead += [origin] if isinstance(origin, str) else []
+    return list(found.items())
 
 
 @functools.lru_cache(maxsize=None)
@@ -162,7 +171,7 @@ def _state(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, torch.nn.Module):
         return (_class(value), [(k, _state(v, seen)) for k, v in vars(value).items() if k not in _NO_ATTRIBUTES])
     if isinstance(value, Mapping):
-        return [(str(k), _state(v, seen)) for k, v in value.items()]
+        return [(str(k), _state(v, seen)) for k, v in value.items() if k != _UNORDERED]
     if isinstance(value, (list, tuple)):
         return [_state(v, seen) for v in value]
     if isinstance(value, (set, frozenset)):
