@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
@@ -22,8 +23,51 @@ struct Options {
   ModelOptions model;
   CallOptions call;
   int runs = 5, warmup = 1;
-  bool json = false;
+  bool json = false, profile = false;
 };
+
+// Where the time of a call goes: by kind of op, and the launches that take most.
+ordered_json profile_of(const std::vector<runtime::LaunchTime>& launches, bool print) {
+  struct Kind {
+    std::string op;
+    int count = 0;
+    double seconds = 0, flops = 0, bytes = 0;
+  };
+  std::map<std::string, Kind> kinds, places;
+  double total = 0;
+  for (const auto& l : launches) {
+    for (auto* group : {&kinds[l.op], &places[l.op + " " + l.shapes]}) {
+      group->op = l.op;
+      ++group->count;
+      group->seconds += l.seconds;
+      group->flops += l.flops;
+      group->bytes += static_cast<double>(l.bytes);
+    }
+    total += l.seconds;
+  }
+  const auto listed = [&](const std::map<std::string, Kind>& groups, const std::string& title, std::size_t most) {
+    std::vector<std::pair<std::string, Kind>> list(groups.begin(), groups.end());
+    std::sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+    std::vector<std::vector<std::string>> rows = {{"count", "ms", "share", "TFLOP/s", "GB/s", title}};
+    ordered_json json = ordered_json::array();
+    for (const auto& [name, k] : list) {
+      json.push_back({{title, name}, {"count", k.count}, {"seconds", k.seconds}, {"flops", k.flops}, {"bytes", k.bytes}});
+      if (rows.size() <= most)
+        rows.push_back({fmt::format("{}", k.count), fmt::format("{:.3f}", k.seconds * 1e3), fmt::format("{:.1f} %", 100 * k.seconds / total),
+                        fmt::format("{:.1f}", k.flops / k.seconds / 1e12), fmt::format("{:.0f}", k.bytes / k.seconds / 1e9), name});
+    }
+    if (print) {
+      fmt::print("\n");
+      print_table(rows);
+    }
+    return json;
+  };
+  if (print) fmt::print("\nlaunches one by one: {} in {:.3f} ms\n", launches.size(), total * 1e3);
+  ordered_json report = {{"seconds", total}};
+  report["ops"] = listed(kinds, "op", 30);
+  report["launches"] = listed(places, "launch", 40);
+  return report;
+}
 
 int bench(const Options& options) {
   const auto plan = options.model.plan();
@@ -51,6 +95,8 @@ int bench(const Options& options) {
     for (std::size_t d = 0; d < plan.devices.size(); ++d) collective_seconds[d].push_back(stats.collective_seconds.at(d));
   }
 
+  std::vector<std::vector<runtime::LaunchTime>> profiles;
+  if (options.profile) profiles = engine.profile(*denoiser->compile(call));
   const auto stats = engine.stats();
   const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
   ordered_json devices = ordered_json::array();
@@ -68,15 +114,20 @@ int bench(const Options& options) {
         {plan.devices[d].name(), bytes_text(weights + activations), bytes_text(weights), bytes_text(activations), seconds_text(waited)});
   }
   if (options.json) {
-    const ordered_json report = {
+    ordered_json report = {
         {"median_seconds", median(seconds)},  {"min_seconds", *least}, {"max_seconds", *most}, {"runs", options.runs},
         {"load_seconds", stats.load_seconds}, {"devices", devices}};
+    for (std::size_t d = 0; d < profiles.size(); ++d) report["profile"][plan.devices[d].name()] = profile_of(profiles[d], false);
     fmt::print("{}\n", report.dump(2));
   } else {
     fmt::print("a call  {} (median of {}), {} to {}\n", seconds_text(median(seconds)), options.runs, seconds_text(*least),
                seconds_text(*most));
     fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
     print_table(rows_text);
+    for (std::size_t d = 0; d < profiles.size(); ++d) {
+      fmt::print("\n{}", plan.devices[d].name());
+      profile_of(profiles[d], true);
+    }
   }
   return 0;
 }
@@ -90,6 +141,7 @@ void add_bench(CLI::App& app, Command& chosen) {
   options->call.add_to(*command);
   command->add_option("--runs", options->runs, "Calls that are timed")->capture_default_str()->check(CLI::Range(1, 100000));
   command->add_option("--warmup", options->warmup, "Calls before them")->capture_default_str()->check(CLI::Range(0, 1000));
+  command->add_flag("--profile", options->profile, "Print where the time goes: every launch of a step timed alone, by op and by shapes");
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &chosen] { chosen = [options] { return bench(*options); }; });
 }

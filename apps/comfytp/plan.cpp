@@ -188,11 +188,18 @@ int plan(const Options& options) {
     for (const auto& [kind, c] : devices[d].collectives) sent += static_cast<double>(c.bytes);
     rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute);
     rank.link_seconds = sent / planner::link_bytes_per_second(profile);
-    if (const auto memory = rank.profile->memory_bytes; memory && rank.needed > memory)
-      notes.push_back(fmt::format("{} needs {}, more than the {} of its {}", rank.name, bytes_text(rank.needed), bytes_text(memory), rank.profile->model));
     if (!rank.absent.empty())
       notes.push_back(fmt::format("{} is not here ({}): activations are what a cpu would take{}", rank.name, rank.absent,
                                   rank.profile->assumed ? "; its card is assumed, --profile FILE says which it is" : ""));
+  }
+
+  std::map<std::string, std::int64_t> together;  // ranks of one device share its memory
+  for (std::size_t d = 0; d < ranks.size(); ++d) together[plan.devices[d].name()] += ranks[d].needed;
+  for (std::size_t d = 0; d < ranks.size(); ++d) {
+    auto& needed = together[plan.devices[d].name()];
+    if (const auto& p = ranks[d].profile; p && p->memory_bytes && needed > p->memory_bytes)
+      notes.push_back(fmt::format("{} needs {}, more than the {} of its {}", plan.devices[d].name(), bytes_text(needed), bytes_text(p->memory_bytes), p->model));
+    needed = 0;  // said once
   }
 
   const auto whole_graph = graph::normalise(models::build_unet(unet, call, compute));

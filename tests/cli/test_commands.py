@@ -201,6 +201,20 @@ def test_ranks_of_one_device_have_names_of_their_own(comfytp, checkpoint, tmp_pa
     assert comfytp("plan", checkpoint, "--plan", file, *SMALL, "--json").json["report"] == plan.json["report"]
 
 
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here")
+def test_ranks_of_one_device_share_its_memory(comfytp, checkpoint, tmp_path):
+    def notes(bytes):
+        file = tmp_path / "profile.json"
+        file.write_text(json.dumps({"version": 1, "devices": [{"name": "cuda:0", "model": "a card", "memory_bytes": bytes}]}))
+        report = comfytp("plan", checkpoint, "--devices", "cuda:0,cuda:0", *SMALL, "--profile", file, "--json").json["report"]
+        needed.extend(d["weight_bytes"] + d["activation_bytes"] for d in report["devices"])
+        return [note for note in report["notes"] if note.startswith("cuda:0 needs")]
+
+    needed = []
+    assert not notes(1 << 40)
+    assert not notes(sum(needed[:2])) and notes(sum(needed[:2]) - 1)
+
+
 def test_plan_names_sizes_as_a_table(comfytp, checkpoint):
     text = comfytp("plan", checkpoint, *TWO, *SMALL).out
     assert "cpu:0" in text and "cpu:1" in text and "all_reduce" in text
