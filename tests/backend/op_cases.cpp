@@ -276,7 +276,8 @@ void add_passes(std::vector<OpCase>& cases) {
                   pointwise("residual", "add,bias,silu", image, {image, {6}}),
                   pointwise("tokens", "bias,mul,add", {2, 7, 40}, {{40}, {2, 1, 40}, {2, 7, 40}}, 2),
                   pointwise("long_rows", "add,gelu,add_one_mul", {3, 5000}, {{3, 5000}, {1, 5000}}),
-                  pointwise("most_steps", "bias,gelu,mul,sigmoid,add_one_mul,tanh,add,gelu_tanh", {4, 3, 9}, {{3}, {4, 3, 9}, {4, 1, 1}, {1, 3, 9}}),
+                  pointwise("most_steps", "bias,gelu,mul,sigmoid,add_one_mul,tanh,add,gelu_tanh", {4, 3, 9},
+                            {{3}, {4, 3, 9}, {4, 1, 1}, {1, 3, 9}}),
                   pointwise("across", "mul,add,relu", {3, 4, 5}, {{1, 4, 1}, {3, 1, 5}}), pointwise("alone", "silu", {7}, {}),
                   pointwise("empty", "bias,add", {2, 0, 4}, {{0}, {2, 0, 4}}),
                   fused_norm("residual", "layer_norm", "weight,bias", {2, 5, 24}, "bias,add", {{24}, {2, 5, 24}}, "", {}),
@@ -287,8 +288,8 @@ void add_passes(std::vector<OpCase>& cases) {
                   fused_norm("weight_alone", "layer_norm", "weight", {9}, "relu", {}, "", {}),
                   fused_norm("far_from_zero", "layer_norm", "weight,bias", {6, 320}, "add", {{6, 320}}, "", {}, "offset"),
                   fused_norm("no_rows", "layer_norm", "weight,bias", {0, 8}, "add", {{0, 8}}, "", {}),
-                  fused_norm("no_channels", "rms_norm", "weight", {3, 0}, "", {}, "add", {{3, 0}}), glu("geglu", "gelu", "value,gate", {2, 5, 24}),
-                  glu("swiglu", "silu", "", {3, 1500}), glu("value_biased", "sigmoid", "value", {2, 1, 9}),
+                  fused_norm("no_channels", "rms_norm", "weight", {3, 0}, "", {}, "add", {{3, 0}}),
+                  glu("geglu", "gelu", "value,gate", {2, 5, 24}), glu("swiglu", "silu", "", {3, 1500}), glu("value_biased", "sigmoid", "value", {2, 1, 9}),
                   glu("gate_biased", "gelu_tanh", "gate", {33}), glu("empty", "gelu", "value,gate", {0, 4})})
     cases.push_back(c);
 }

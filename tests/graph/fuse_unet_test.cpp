@@ -92,7 +92,8 @@ TEST_P(SmallUNetPasses, KeepTheValuesOfTwoDevices) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Constructions, SmallUNetPasses, testing::Bool(), [](const auto& info) { return std::string(info.param ? "SDXL" : "SD1"); });
+INSTANTIATE_TEST_SUITE_P(Constructions, SmallUNetPasses, testing::Bool(),
+                         [](const auto& info) { return std::string(info.param ? "SDXL" : "SD1"); });
 
 }  // namespace
 }  // namespace comfytp::graph

@@ -15,8 +15,8 @@ class Glu final : public Op {
   std::string_view name() const override { return "glu"; }
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
     expect_inputs(name(), in, 2, 4);
-    require(is_float(in[0].dtype) && !in[0].shape.empty() && in[1] == in[0], "[glu] expected a float value [..,c] and a gate alike but got {} and {}",
-            to_string(in[0]), to_string(in[1]));
+    require(is_float(in[0].dtype) && !in[0].shape.empty() && in[1] == in[0],
+            "[glu] expected a float value [..,c] and a gate alike but got {} and {}", to_string(in[0]), to_string(in[1]));
     const auto &activation = a.text("activation"), &biases = a.text("biases");
     require(activation == "gelu" || activation == "gelu_tanh" || activation == "silu" || activation == "sigmoid",
             "[glu] expected activation gelu, gelu_tanh, silu or sigmoid but got '{}'", activation);
@@ -25,7 +25,8 @@ class Glu final : public Op {
     const auto count = 2 + steps_of(biases).size();
     require(in.size() == count, "[glu] expected {} inputs for biases '{}' but got {}", count, biases, in.size());
     const Type bias{in[0].dtype, {in[0].shape.back()}};
-    for (std::size_t i = 2; i < count; ++i) require(in[i] == bias, "[glu] expected biases {} but got {}", to_string(bias), to_string(in[i]));
+    for (std::size_t i = 2; i < count; ++i)
+      require(in[i] == bias, "[glu] expected biases {} but got {}", to_string(bias), to_string(in[i]));
     return {in[0]};
   }
   Layout layout(const OpContext& op, std::span<const Order> produced) const override {

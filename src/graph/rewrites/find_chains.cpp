@@ -92,7 +92,8 @@ class Finder {
   void pass_norm(int i) {
     const Node& norm = at(i);
     const ValueId x = norm.inputs[0];
-    if (norm.inputs.size() != (is(norm, "layer_norm") ? 3u : 2u) || !is_float(graph_.type(x).dtype)) return;  // with moments: a part of a row
+    // With moments it has a part of a row only.
+    if (norm.inputs.size() != (is(norm, "layer_norm") ? 3u : 2u) || !is_float(graph_.type(x).dtype)) return;
     for (ValueId parameter : norm.inputs)
       if (graph_.type(parameter).dtype != graph_.type(x).dtype) return;
     const auto last = graph_.type(x).shape.size() - 1;
@@ -114,7 +115,8 @@ class Finder {
     const Node& silu = at(i);
     if (!is(silu, "silu")) return false;
     const int norm = graph_.value(silu.inputs[0]).node;
-    if (!is(at(norm), "group_norm") || at(norm).attrs.has("activation") || readers_of(silu.inputs[0]).size() != 1 || varies(norm) != varies(i))
+    if (!is(at(norm), "group_norm") || at(norm).attrs.has("activation") || readers_of(silu.inputs[0]).size() != 1 ||
+        varies(norm) != varies(i))
       return false;
     found_.activated[i] = norm;
     return true;
@@ -269,7 +271,9 @@ std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain) {
   const Shape& shape = graph.type(chain.start).shape;
   if (numel(Shape(shape.begin(), shape.end() - 1)) > kFewRows)
     return chain.norm < 0 && chain.pre.size() == 1 && chain.pre[0].name == "bias" ? 1 : 0;
-  const auto stays = [](const Step& step) { return step.views == 0 && (step.name == "bias" || step.name == "silu" || step.name == "gelu"); };
+  const auto stays = [](const Step& step) {
+    return step.views == 0 && (step.name == "bias" || step.name == "silu" || step.name == "gelu");
+  };
   return static_cast<std::size_t>(std::find_if_not(chain.pre.begin(), chain.pre.end(), stays) - chain.pre.begin());
 }
 

@@ -93,7 +93,10 @@ class PassWriter {
   void write(const Chain& chain, ValueId result) {
     const auto early = steps_in_epilogue(graph_, chain);
     ValueId x = mapped(early ? at(chain.pre[early - 1].node).outputs[0] : chain.start);
-    for (std::size_t v = 0; v < chain.views_used(); ++v) x = g_.add_node(*at(chain.views[v]).op, {x}, at(chain.views[v]).attrs, at(chain.views[v]).name)[0];
+    for (std::size_t v = 0; v < chain.views_used(); ++v) {
+      const Node& view = at(chain.views[v]);
+      x = g_.add_node(*view.op, {x}, view.attrs, view.name)[0];
+    }
     std::vector<ValueId> inputs = {x};
     const auto append = [&](const Step& step) {
       if (step.operand >= 0) inputs.push_back(operand(chain, step));
@@ -102,16 +105,18 @@ class PassWriter {
     if (chain.norm < 0) {
       Attrs attrs = {{"steps", list(chain.pre, early)}};
       for (std::size_t s = early; s < chain.pre.size(); ++s) {
+        if (chain.pre[s].name != "bias") continue;
         auto dim = chain.pre[s].dim;
         for (std::size_t v = chain.pre[s].views; v < chain.views_used(); ++v) dim = *dim_behind(at(chain.views[v]), dim);
-        if (chain.pre[s].name == "bias") attrs.set("channel", static_cast<std::int64_t>(dim));
+        attrs.set("channel", static_cast<std::int64_t>(dim));
       }
       mapped(result) = g_.add("pointwise", inputs, attrs, name_of_heavy(chain.start));
       return;
     }
     const Node& norm = at(chain.norm);
     std::string affine;
-    if (const bool shifted = norm.inputs.size() == 3 && !is_constant(graph_, norm.inputs[2], 0); shifted || !is_constant(graph_, norm.inputs[1], 1)) {
+    const bool shifted = norm.inputs.size() == 3 && !is_constant(graph_, norm.inputs[2], 0);
+    if (shifted || !is_constant(graph_, norm.inputs[1], 1)) {
       affine = shifted ? "weight,bias" : "weight";
       inputs.push_back(mapped(norm.inputs[1]));
       if (shifted) inputs.push_back(mapped(norm.inputs[2]));
