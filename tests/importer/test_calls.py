@@ -5,6 +5,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import logging
 import pickle
 import threading
 import warnings
@@ -12,6 +13,7 @@ import warnings
 import comfytp
 import pytest
 import torch
+import torch.fx.config
 import torch.nn.functional as F
 from comfytp.importer import calls as importer_calls
 
@@ -424,6 +426,27 @@ def test_threads_share_a_module(module):
         thread.join()
     assert failures == []
     assert split.engine_stats()["captures"] == 3
+
+
+def test_modules_are_captured_from_several_threads():
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled, list(warnings.filters), getattr(torch.fx.config, "do_not_emit_stack_traces", None)
+    failures = []
+
+    def call(size):
+        try:
+            module = Small(size)
+            same(comfytp.split(module)(x_of(2, 3, size)), module(x_of(2, 3, size)))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(size,)) for size in (4, 8, 16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert (log.disabled, warnings.filters, getattr(torch.fx.config, "do_not_emit_stack_traces", None)) == before
 
 
 def test_no_warning_comes_from_a_capture(module):

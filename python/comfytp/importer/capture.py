@@ -5,12 +5,14 @@ import copy
 import functools
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx.config as fx_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .contents import KnownContents
@@ -46,6 +48,9 @@ _KEPT = (
     "upsample_nearest2d.vec",
     "upsample_nearest3d.vec",
 )
+
+
+_ONE_AT_A_TIME = threading.RLock()  # what is put back belongs to the process
 
 
 @dataclass
@@ -101,7 +106,7 @@ def capture(module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Map
     mode = FakeTensorMode()
     inputs = [_fake(mode, leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     fixed = [None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves]
-    with _undisturbed(module):
+    with _ONE_AT_A_TIME, _undisturbed(module):
         forward = _Forward(_copy_with_fakes(module, mode), fixed, spec, contents or {})
         forward.eval()
         try:
@@ -201,15 +206,20 @@ def _undisturbed(module: torch.nn.Module):
     state = torch.random.get_rng_state()
     log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback for what becomes one line of ours
     silent = log.disabled
+    traces = getattr(fx_config, "do_not_emit_stack_traces", None)  # a fifth of the time; an older torch always takes them
     for cache in caches:
         cache.cache_clear()
     log.disabled = True
+    if traces is not None:
+        fx_config.do_not_emit_stack_traces = True
     try:
         with torch.no_grad(), torch.device("cpu"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own parts, and what the model says when it really runs
             yield
     finally:
         log.disabled = silent
+        if traces is not None:
+            fx_config.do_not_emit_stack_traces = traces
         for cache in caches:
             cache.cache_clear()
         torch.random.set_rng_state(state)
