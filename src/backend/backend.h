@@ -103,6 +103,8 @@ class Device {
   /// Calls `launches`, which calls kernels, without running them. Null where the device runs what it is given at once: then nothing
   /// was called.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& launches) = 0;
+  /// Seconds that one call of `launches` takes on the device, called as often as that needs.
+  virtual double time(const std::function<void()>& launches) = 0;
   /// Waits until all that was queued has run. Throws Error when some of it failed.
   virtual void synchronize() = 0;
   /// Between a tensor outside and a dense value in `order`, with conversion of the dtype, in the order of the queue. The host's

@@ -1,6 +1,7 @@
 #include "backend/host_device.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace comfytp::backend {
 namespace {
@@ -25,6 +26,12 @@ class Writer final : public WeightWriter {
 };
 
 }  // namespace
+
+double HostDevice::time(const std::function<void()>& launches) {
+  const auto start = std::chrono::steady_clock::now();
+  launches();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 std::unique_ptr<WeightWriter> HostDevice::weight_writer() { return std::make_unique<Writer>(); }
 

@@ -34,7 +34,7 @@ void Assembly::finish(Program& program) {
   for (auto& [weight, home] : slots_) program.slots.push_back({std::move(weight), place(home)});
   each_launch([&](PendingLaunch& pending, int time) {
     Launch launch{std::move(pending.kernel), std::move(pending.collective), {}, {}, workspaces_[static_cast<std::size_t>(time)],
-                  std::move(pending.label)};
+                  std::move(pending.label), std::move(pending.work)};
     for (const auto& home : pending.in) launch.in.push_back(place(home));
     for (const auto& home : pending.out) launch.out.push_back(place(home));
     (time < step_begins() ? program.prologue : program.step).push_back(std::move(launch));

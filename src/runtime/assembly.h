@@ -26,6 +26,7 @@ struct PendingLaunch {
   std::vector<Home> in, out;
   std::vector<std::size_t> may_overwrite;  ///< inputs whose memory output 0 may take over
   std::string label;
+  Work work;
 };
 
 class Assembly {

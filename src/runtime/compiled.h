@@ -41,6 +41,7 @@ class Compiled : public std::enable_shared_from_this<Compiled> {
   std::vector<std::vector<std::unique_ptr<Executor>>> executors;  ///< by device and prompt slot; they refer to `programs`
   PromptCache prompts;
   std::vector<void*> prompt_memory;  ///< by device: a part of prologue_bytes for every slot; null while not allocated
+  int last_slot = -1;                ///< of the last call's prompt; -1: none yet
   std::uint64_t resident_since = 0;  ///< the engine's epoch in which all was loaded; 0: not loaded
 };
 

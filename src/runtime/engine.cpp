@@ -192,6 +192,7 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
     device.synchronize();
   });
   compiled.prompts.confirm(found.slot);
+  compiled.last_slot = found.slot;
   // Only when all have succeeded, so that a failed call writes nothing.
   team->run([&](std::size_t d, backend::Device& device) { executor(d).write_outputs(device, outputs); });
 
@@ -263,6 +264,23 @@ void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outpu
   state_->residency.use(compiled.shared_from_this());
   state_->load(compiled);
   state_->run(compiled, inputs, outputs);
+}
+
+std::vector<std::vector<LaunchTime>> Engine::profile(Compiled& compiled) {
+  State::Call call(*state_);
+  require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
+  require(compiled.resident_since > 0 && compiled.last_slot >= 0, "[engine] expected a call before its profile but there was none");
+  std::vector<std::vector<LaunchTime>> times(compiled.programs.size());
+  compiled.prompts.clear();
+  state_->team->run([&](std::size_t d, backend::Device& device) {
+    auto& executor = *compiled.executors[d][static_cast<std::size_t>(compiled.last_slot)];
+    const auto seconds = executor.profile_step(device, *state_->team->abort());
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      const Launch& launch = compiled.programs[d].step[i];
+      times[d].push_back({launch.label, launch.work.op, launch.work.shapes, seconds[i], launch.work.flops, launch.work.bytes});
+    }
+  });
+  return times;
 }
 
 void Engine::cancel() {

@@ -40,6 +40,13 @@ struct DeviceReport {
   std::map<std::string, Collective> collectives;  ///< by kind, of a step
 };
 
+/// What one launch of a step takes.
+struct LaunchTime {
+  std::string label, op, shapes;
+  double seconds = 0, flops = 0;
+  std::int64_t bytes = 0;  ///< read and written, each operand once
+};
+
 /// Counters since the engine was made.
 struct EngineStats {
   std::int64_t calls = 0, prologues = 0, programs_built = 0;
@@ -79,6 +86,9 @@ class Engine {
   /// One call. Inputs and outputs by the graph's names, on the host, of the graph's shapes and any floating dtype. Loads on
   /// first use. Throws Error (shapes, a device's failure with its name and op), Cancelled, Timeout; the engine stays usable.
   void run(Compiled& compiled, const std::map<std::string, TensorView>& inputs, const std::map<std::string, TensorView>& outputs);
+  /// Times every launch of the step of the last call of `compiled`, by device; the kept results of prompts are lost. Throws Error when
+  /// it was never called.
+  std::vector<std::vector<LaunchTime>> profile(Compiled& compiled);
   /// From any thread: the running call ends soon with Cancelled. Without one it does nothing.
   void cancel();
 

@@ -90,6 +90,25 @@ void Executor::run(backend::Device& device, const std::vector<Launch>& launches,
   }
 }
 
+std::vector<double> Executor::profile_step(backend::Device& device, const comm::Abort& abort) {
+  std::vector<double> seconds;
+  for (std::size_t i = 0; i < program_.step.size(); ++i) {
+    abort.check();
+    const auto& launch = program_.step[i];
+    const auto once = [&] { run(launch, step_.addresses[i]); };
+    if (!launch.collective) {
+      seconds.push_back(device.time(once));
+      continue;
+    }
+    device.synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    once();
+    device.synchronize();
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return seconds;
+}
+
 void Executor::run(const Launch& launch, const Addresses& at) {
   if (launch.collective) return run_collective(*launch.collective, at.in[0], at.out[0]);
   try {

@@ -31,6 +31,8 @@ class Executor {
   void run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
   /// Writes this device's parts of the outputs.
   void write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs);
+  /// The step's launches one after the other, each timed alone but for collectives, which run once. Results are lost.
+  std::vector<double> profile_step(backend::Device& device, const comm::Abort& abort);
   /// Spent in the last call's collectives, waiting for peers included, where they run on the host.
   double collective_seconds() const { return collective_seconds_; }
 

@@ -25,6 +25,28 @@ std::string label_of(const Node& node) {
   return node.name.empty() ? std::string(node.op->name()) : fmt::format("{} '{}'", node.op->name(), node.name);
 }
 
+std::string shape_text(const Operand& operand) {
+  return fmt::format("{}{}", name_of(operand.weight ? operand.weight->stored : operand.type.dtype), to_string(operand.type.shape));
+}
+
+Work work_of(const Node& node, const std::vector<Operand>& in, const std::vector<Operand>& out) {
+  Work work{std::string(node.op->name()), {}, 0, 0};
+  graph::OpContext op{node.attrs, {}, {}};
+  for (const auto& operand : in) {
+    work.shapes += (work.shapes.empty() ? "" : " ") + shape_text(operand);
+    work.bytes += operand.weight ? operand.weight->bytes() : operand.type.bytes();
+    op.in.push_back(operand.type);
+  }
+  work.shapes += " ->";
+  for (const auto& operand : out) {
+    work.shapes += " " + shape_text(operand);
+    work.bytes += operand.type.bytes();
+    op.out.push_back(operand.type);
+  }
+  work.flops = node.op->flops(op);
+  return work;
+}
+
 // A value as it lies on the device.
 struct Value {
   Type type;                       // as the graph sees it
@@ -169,6 +191,7 @@ class Lowering {
     for (const auto& v : in) inputs.push_back(v.operand()), launch.in.push_back(v.home);
     for (const auto& v : out) outputs.push_back(v.operand()), launch.out.push_back(v.home);
     launch.label = label_of(node);
+    launch.work = work_of(node, inputs, outputs);
     try {
       launch.kernel = device_.compile(node, inputs, outputs);
     } catch (const Error& error) {
@@ -196,6 +219,7 @@ class Lowering {
     launch.in = {in.home};
     launch.out = {out.home};
     launch.label = label_of(node);
+    launch.work = work_of(node, {in.operand()}, {out.operand()});
     assembly_.add(phase, std::move(launch));
   }
 

@@ -6,7 +6,7 @@
 
 namespace comfytp::runtime {
 
-constexpr std::int64_t kAlignment = 64;
+constexpr std::int64_t kAlignment = 256;  // what cuBLASLt counts on; more than a cache line
 constexpr std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 /// In use from time `first` to time `last`, both included.

@@ -26,12 +26,21 @@ struct CollectiveCall {
   comm::Communicator* communicator = nullptr;   ///< this device's end of the node's group; set by the engine
 };
 
+/// What a launch is and does, for profiles.
+struct Work {
+  std::string op;
+  std::string shapes;      ///< of inputs and outputs
+  double flops = 0;
+  std::int64_t bytes = 0;  ///< of inputs and outputs, each once
+};
+
 struct Launch {
   std::unique_ptr<backend::Kernel> kernel;  ///< null for a collective
   std::optional<CollectiveCall> collective;
   std::vector<Place> in, out;
   Place workspace;
   std::string label;                        ///< "conv2d 'input_blocks.1.0.in_layers.2'" for errors and profiles
+  Work work;
 };
 
 /// A named input or output and where it lies.

@@ -165,7 +165,9 @@ struct Run {
     for (std::size_t i = 0; i < node.inputs.size(); ++i) {
       auto operand = operands[node.inputs[i]];
       void* place = places[node.inputs[i]];
-      if (!graph::same_memory(operand.type.shape, operand.order, layout.in[i])) {
+      const bool decodes = !operand.weight || operand.weight->stored == operand.type.dtype || device.decodes(node, i);
+      if (operand.weight && !decodes) operand.weight->packable = false;
+      if (!decodes || !graph::same_memory(operand.type.shape, operand.order, layout.in[i])) {
         Operand wanted{operand.type, layout.in[i]};
         place = reorder(operand, place, wanted);
         operand = wanted;

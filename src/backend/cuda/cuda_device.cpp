@@ -4,6 +4,7 @@
 
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/kernel_table.h"
+#include "backend/cuda/matmul.h"
 #include "backend/cuda/weight_writer.h"
 
 namespace comfytp::backend::cuda {
@@ -87,6 +88,7 @@ void CudaDevice::release(void* memory, std::int64_t bytes) {
 std::unique_ptr<WeightWriter> CudaDevice::weight_writer() { return make_weight_writer(context_); }
 
 std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& launches) {
+  save_tuning(context_);  // all kernels are made when their launches are recorded
   cudaGraph_t graph = nullptr;
   check(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal), "recording launches");
   try {
@@ -106,6 +108,30 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& launc
     cudaGraphDestroy(graph);
     throw;
   }
+}
+
+// In a graph, so that what launching costs the host does not count.
+double CudaDevice::time(const std::function<void()>& launches) {
+  constexpr int kCalls = 10, kRounds = 3;
+  const auto recording = record([&] {
+    for (int i = 0; i < kCalls; ++i) launches();
+  });
+  cudaEvent_t start = nullptr, stop = nullptr;
+  check(cudaEventCreate(&start), "making an event");
+  check(cudaEventCreate(&stop), "making an event");
+  float best = 0;
+  for (int round = 0; round <= kRounds; ++round) {  // the first only warms up
+    cudaEventRecord(start, context_.stream);
+    recording->replay();
+    cudaEventRecord(stop, context_.stream);
+    check(cudaEventSynchronize(stop), "running");
+    float ms = 0;
+    cudaEventElapsedTime(&ms, start, stop);
+    if (round == 1 || (round > 1 && ms < best)) best = ms;
+  }
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  return best / 1e3 / kCalls;
 }
 
 void CudaDevice::synchronize() {

@@ -24,6 +24,7 @@ class CudaDevice final : public Device {
   void release(void* memory, std::int64_t bytes) override;
   std::unique_ptr<WeightWriter> weight_writer() override;
   std::unique_ptr<Recording> record(const std::function<void()>& launches) override;
+  double time(const std::function<void()>& launches) override;
   void synchronize() override;
   void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override;
   void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override;

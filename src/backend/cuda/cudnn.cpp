@@ -22,9 +22,8 @@ enum Uid : std::int64_t { kA = 1, kB, kC, kOut };
 
 class Plan final : public CudnnPlan {
  public:
-  Plan(Context& context, DType dtype) : context_(context) {
+  Plan(Context& context, DType dtype) : context_(context), exact_(dtype == DType::f32) {
     graph.set_io_data_type(type_of(dtype)).set_intermediate_data_type(fe::DataType_t::FLOAT).set_compute_data_type(fe::DataType_t::FLOAT);
-    if (dtype == DType::f32) graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE});  // TF32 is no fp32
   }
   Tensor tensor(std::int64_t uid, const Shape& shape, const Shape& strides) {
     return graph.tensor(fe::graph::Tensor_attributes().set_uid(uid).set_dim(shape).set_stride(strides));
@@ -34,7 +33,11 @@ class Plan final : public CudnnPlan {
   std::string build() {
     for (const std::function<fe::error_t()>& step : std::initializer_list<std::function<fe::error_t()>>{
              [&] { return graph.validate(); }, [&] { return graph.build_operation_graph(context_.cudnn); },
-             [&] { return graph.create_execution_plans({fe::HeurMode_t::A}); }, [&] { return graph.check_support(context_.cudnn); },
+             [&] { return graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}); },
+             [&] {
+               if (exact_) graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE});  // TF32 is no fp32
+               return graph.check_support(context_.cudnn);
+             },
              [&] { return graph.build_plans(context_.cudnn, fe::BuildPlanPolicy_t::HEURISTICS_CHOICE); }})
       if (auto error = step(); error.is_bad()) return error.get_message().empty() ? "no reason given" : error.get_message();
     workspace_ = graph.get_workspace_size();
@@ -51,6 +54,7 @@ class Plan final : public CudnnPlan {
 
  private:
   Context& context_;
+  bool exact_;
   std::int64_t workspace_ = 0;
 };
 

@@ -33,6 +33,11 @@ bool from_hex(const std::string& text, cublasLtMatmulAlgo_t& algorithm) {
   return true;
 }
 
+Tuning& tuning_of(const Context& context) {
+  const auto& p = context.properties;
+  return Tuning::of(fmt::format("{} sm_{}{} cublasLt {}", p.name, p.major, p.minor, cublasLtGetVersion()));
+}
+
 // Memory and events to time with.
 class Bench {
  public:
@@ -80,6 +85,8 @@ class Bench {
 
 }  // namespace
 
+void save_tuning(const Context& context) { tuning_of(context).save(); }
+
 Matmul::Matmul(Context& context, const MatmulSizes& sizes) : context_(context), sizes_(sizes) {
   const auto type = type_of(sizes.dtype);
   check(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a matmul");
@@ -117,8 +124,7 @@ Matmul::~Matmul() {
 
 void Matmul::choose() {
   const auto& s = sizes_;
-  auto& tuning = Tuning::of(fmt::format("{} sm_{}{} cublasLt {}", context_.properties.name, context_.properties.major, context_.properties.minor,
-                                        cublasLtGetVersion()));
+  auto& tuning = tuning_of(context_);
   const auto key = fmt::format("matmul {} {}x{}->{} batch {} strides {} {} {}{}{}", name_of(s.dtype), s.rows, s.inner, s.outputs, s.batch, s.x_stride,
                                s.w_stride, s.y_stride, s.w_transposed ? " transposed" : "", s.bias ? " bias" : "");
   cublasLtMatmulHeuristicResult_t result{};

@@ -28,9 +28,11 @@ std::unique_ptr<Kernel> make_norm(const Site& site) {
   norm.parts = static_cast<int>(given ? site.shape(3)[0] : norm.pieces());
   return make_kernel(
       [=, stream = site.context.stream](auto in, auto out, void* workspace) {
-        auto* moments = given ? static_cast<const float*>(in[3]) : static_cast<const float*>(workspace);
-        if (!given) check(launch_group_moments(norm, dtype, in[0], static_cast<float*>(workspace), stream), "group_norm");
-        check(launch_group_norm(norm, dtype, in[0], in[1], in[2], moments, out[0], stream), "group_norm");
+        if (given)
+          return check(launch_group_norm(norm, dtype, in[0], in[1], in[2], static_cast<const float*>(in[3]), nullptr, out[0], stream), "group_norm");
+        float *shifts = static_cast<float*>(workspace), *moments = shifts + norm.sets();
+        check(launch_group_moments(norm, dtype, in[0], moments, shifts, stream), "group_norm");
+        check(launch_group_norm(norm, dtype, in[0], in[1], in[2], moments, shifts, out[0], stream), "group_norm");
       },
       given ? 0 : norm.workspace_bytes());
 }
@@ -41,10 +43,9 @@ std::unique_ptr<Kernel> make_moments(const Site& site) {
   const GroupNorm norm = sizes_of(site);
   return make_kernel(
       [=, stream = site.context.stream](auto in, auto out, void* workspace) {
-        auto* pieces = static_cast<float*>(workspace);
-        check(launch_group_moments(norm, dtype, in[0], pieces, stream), "group_moments");
-        check(launch_merge_moments(static_cast<int>(norm.pieces()), norm.samples * norm.groups, pieces, static_cast<float*>(out[0]), stream),
-              "group_moments");
+        float *shifts = static_cast<float*>(workspace), *pieces = shifts + norm.sets();
+        check(launch_group_moments(norm, dtype, in[0], pieces, shifts, stream), "group_moments");
+        check(launch_merge_moments(static_cast<int>(norm.pieces()), norm.sets(), pieces, shifts, static_cast<float*>(out[0]), stream), "group_moments");
       },
       norm.workspace_bytes());
 }

@@ -22,14 +22,18 @@ struct Moments {
 };
 
 // A block measures one piece of a sample's rows: threads stand side by side along the channels, `lanes` rows at a time, each over
-// its own channels; sums are of differences from the first value met, so that a large mean costs no digits.
+// its own channels.
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, float* out) {
+__global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, float* out,
+                                                          float* shifts) {
   extern __shared__ float shared[];
   const std::int64_t sample = blockIdx.y, first = blockIdx.x * piece, last = min(first + piece, n.rows);
   const int packs = static_cast<int>(n.channels / N), group = static_cast<int>(n.channels / n.groups);
   const int across = min(packs, kThreads), lanes = kThreads / across;
   const int lane = threadIdx.x / across, column = threadIdx.x % across;
+  const T* origin = x + sample * n.rows * n.channels;
+  if (blockIdx.x == 0)
+    for (int g = threadIdx.x; g < n.groups; g += kThreads) shifts[sample * n.groups + g] = to_float(origin[std::int64_t{g} * group]);
   Moments* cells = reinterpret_cast<Moments*>(shared);  // [lanes][channels]
   if (lane < lanes) {
     for (int pack = column; pack < packs; pack += across) {
@@ -37,13 +41,13 @@ __global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant_
       int count = 0;
       const T* p = x + (sample * n.rows + first + lane) * n.channels + std::int64_t{pack} * N;
 #pragma unroll
-      for (int i = 0; i < N; ++i) shift[i] = sum[i] = squares[i] = 0;
+      for (int i = 0; i < N; ++i) {
+        shift[i] = to_float(origin[(pack * N + i) / group * group]);
+        sum[i] = squares[i] = 0;
+      }
       for (std::int64_t row = first + lane; row < last; row += lanes, p += n.channels * lanes) {
         float v[N];
         load_floats<T, N>(p, v);
-        if (count == 0)
-#pragma unroll
-          for (int i = 0; i < N; ++i) shift[i] = v[i];
         ++count;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
@@ -56,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant_
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         Moments m;
-        if (count > 0) m = {c, shift[i] + sum[i] / c, fmaxf(squares[i] - sum[i] * sum[i] / c, 0.f)};
+        if (count > 0) m = {c, sum[i] / c, fmaxf(squares[i] - sum[i] * sum[i] / c, 0.f)};
         cells[lane * n.channels + pack * N + i] = m;
       }
     }
@@ -84,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant_
   }
 }
 
-__global__ void merge_moments(int parts, std::int64_t groups, const float* moments, float* out) {
+__global__ void merge_moments(int parts, std::int64_t groups, const float* moments, const float* shifts, float* out) {
   const std::int64_t g = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x;
   if (g >= groups) return;
   Moments m;
@@ -93,15 +97,15 @@ __global__ void merge_moments(int parts, std::int64_t groups, const float* momen
     m.merge({from[0], from[1], from[2]});
   }
   out[g * 3] = m.count;
-  out[g * 3 + 1] = m.mean;
+  out[g * 3 + 1] = m.mean + shifts[g];
   out[g * 3 + 2] = m.squares;
 }
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, const T* weight, const T* bias,
-                                                       const float* moments, T* y) {
+                                                       const float* moments, const float* shifts, T* y) {
   extern __shared__ float groups[];         // [groups] means, [groups] scales
-  float* shared = groups + 2 * n.groups;    // [channels] factors, [channels] summands
+  float* shared = groups + 2 * n.groups;    // [channels] factors, summands, shifts
   const std::int64_t sample = blockIdx.y;
   const int group = static_cast<int>(n.channels / n.groups);
   Moments* merged = reinterpret_cast<Moments*>(shared);
@@ -126,11 +130,13 @@ __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ G
     }
     __syncthreads();
   }
+  // y = (x - shift) * factor + summand, the summand being of the mean's distance from the shift.
   for (int c = threadIdx.x; c < n.channels; c += kThreads) {
     const int g = c / group;
     const float factor = groups[n.groups + g] * to_float(weight[c]);
     shared[c] = factor;
     shared[n.channels + c] = to_float(bias[c]) - groups[g] * factor;
+    shared[2 * n.channels + c] = shifts ? shifts[sample * n.groups + g] : 0.f;
   }
   __syncthreads();
   const int packs = static_cast<int>(n.channels / N);
@@ -142,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ G
     const int c = static_cast<int>(static_cast<unsigned>(i) % static_cast<unsigned>(packs)) * N;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      v[k] = v[k] * shared[c + k] + shared[n.channels + c + k];
+      v[k] = (v[k] - shared[2 * n.channels + c + k]) * shared[c + k] + shared[n.channels + c + k];
       if (n.silu) v[k] = silu_of(v[k]);
     }
     store_floats<T, N>(y + base + i * N, v);
@@ -178,7 +184,7 @@ cudaError_t with_packs(const GroupNorm& n, DType dtype, bool packs, const Body& 
 
 std::int64_t GroupNorm::pieces() const { return std::clamp<std::int64_t>(rows / 16, 1, std::max<std::int64_t>(1, 264 / std::max<std::int64_t>(1, samples))); }
 
-cudaError_t launch_group_moments(const GroupNorm& n, DType dtype, const void* x, float* moments, cudaStream_t stream) {
+cudaError_t launch_group_moments(const GroupNorm& n, DType dtype, const void* x, float* moments, float* shifts, cudaStream_t stream) {
   if (n.samples == 0 || n.groups == 0) return cudaSuccess;
   const std::int64_t pieces = n.pieces(), piece = (n.rows + pieces - 1) / pieces;
   return with_packs(n, dtype, aligned(x), [&](auto tag, auto size) {
@@ -188,29 +194,29 @@ cudaError_t launch_group_moments(const GroupNorm& n, DType dtype, const void* x,
     const std::size_t bytes = static_cast<std::size_t>(lanes * n.channels + kThreads) * sizeof(Moments);
     if (const auto status = allow_shared(group_moments<T, N>, bytes); status != cudaSuccess) return status;
     group_moments<T, N><<<dim3(static_cast<unsigned>(pieces), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(
-        n, piece, static_cast<const T*>(x), moments);
+        n, piece, static_cast<const T*>(x), moments, shifts);
     return cudaGetLastError();
   });
 }
 
-cudaError_t launch_merge_moments(int parts, std::int64_t groups, const float* moments, float* merged, cudaStream_t stream) {
+cudaError_t launch_merge_moments(int parts, std::int64_t groups, const float* moments, const float* shifts, float* merged, cudaStream_t stream) {
   if (groups == 0) return cudaSuccess;
-  merge_moments<<<static_cast<unsigned>((groups + 127) / 128), 128, 0, stream>>>(parts, groups, moments, merged);
+  merge_moments<<<static_cast<unsigned>((groups + 127) / 128), 128, 0, stream>>>(parts, groups, moments, shifts, merged);
   return cudaGetLastError();
 }
 
-cudaError_t launch_group_norm(const GroupNorm& n, DType dtype, const void* x, const void* weight, const void* bias, const float* moments, void* y,
-                              cudaStream_t stream) {
+cudaError_t launch_group_norm(const GroupNorm& n, DType dtype, const void* x, const void* weight, const void* bias, const float* moments,
+                              const float* shifts, void* y, cudaStream_t stream) {
   if (n.samples * n.rows * n.channels == 0) return cudaSuccess;
   return with_packs(n, dtype, aligned(x) && aligned(y), [&](auto tag, auto size) {
     using T = typename decltype(tag)::type;
     constexpr int N = decltype(size)::value;
     const std::int64_t piece = norm_piece(n);
     const std::size_t bytes = static_cast<std::size_t>(2 * n.groups) * sizeof(float) +
-                              std::max(static_cast<std::size_t>(2 * n.channels) * sizeof(float), kThreads * sizeof(Moments));
+                              std::max(static_cast<std::size_t>(3 * n.channels) * sizeof(float), kThreads * sizeof(Moments));
     if (const auto status = allow_shared(group_norm<T, N>, bytes); status != cudaSuccess) return status;
     group_norm<T, N><<<dim3(static_cast<unsigned>((n.rows + piece - 1) / piece), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(
-        n, piece, static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias), moments, static_cast<T*>(y));
+        n, piece, static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias), moments, shifts, static_cast<T*>(y));
     return cudaGetLastError();
   });
 }

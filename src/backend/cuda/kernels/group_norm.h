@@ -18,16 +18,18 @@ struct GroupNorm {
 
   /// The rows of a sample are measured in so many pieces.
   std::int64_t pieces() const;
-  /// For the moments of the pieces.
-  std::int64_t workspace_bytes() const { return samples * pieces() * groups * 3 * static_cast<std::int64_t>(sizeof(float)); }
+  std::int64_t sets() const { return samples * groups; }
+  /// For the moments of the pieces, and the values that they are relative to.
+  std::int64_t workspace_bytes() const { return sets() * (3 * pieces() + 1) * static_cast<std::int64_t>(sizeof(float)); }
 };
 
-/// The moments [pieces, samples, groups, 3] of x.
-cudaError_t launch_group_moments(const GroupNorm& norm, DType dtype, const void* x, float* moments, cudaStream_t stream);
-/// Merges [parts, samples, groups, 3] into [1, samples, groups, 3].
-cudaError_t launch_merge_moments(int parts, std::int64_t groups, const float* moments, float* merged, cudaStream_t stream);
-/// y = silu?((x - mean) * scale * weight + bias). y may be x.
-cudaError_t launch_group_norm(const GroupNorm& norm, DType dtype, const void* x, const void* weight, const void* bias, const float* moments, void* y,
-                              cudaStream_t stream);
+/// The moments [pieces, samples, groups, 3] of x - shifts, shifts [samples, groups] being the first value of each: so a large mean costs
+/// no digits.
+cudaError_t launch_group_moments(const GroupNorm& norm, DType dtype, const void* x, float* moments, float* shifts, cudaStream_t stream);
+/// Merges [parts, samples, groups, 3] into [1, samples, groups, 3], and adds the shifts.
+cudaError_t launch_merge_moments(int parts, std::int64_t sets, const float* moments, const float* shifts, float* merged, cudaStream_t stream);
+/// y = silu?((x - shift - mean) * scale * weight + bias). y may be x; null shifts are 0.
+cudaError_t launch_group_norm(const GroupNorm& norm, DType dtype, const void* x, const void* weight, const void* bias, const float* moments,
+                              const float* shifts, void* y, cudaStream_t stream);
 
 }  // namespace comfytp::backend::cuda

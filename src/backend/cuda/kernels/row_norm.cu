@@ -21,6 +21,18 @@ __device__ __forceinline__ float row_sum(float v, float* shared) {
   return v;
 }
 
+// The value of the row's first thread.
+template <int WARPS>
+__device__ __forceinline__ float first_of_row(float v, float* shared) {
+  v = __shfl_sync(~0u, v, 0);
+  if constexpr (WARPS > 1) {
+    if (threadIdx.x == 0) shared[0] = v;
+    __syncthreads();
+    v = shared[0];
+  }
+  return v;
+}
+
 // Mean and 1/deviation of a row from the moments of its parts (Chan et al. 1979).
 __device__ __forceinline__ float2 merged(const RowNorm& n, const float* moments, std::int64_t row) {
   float count = 0, mean = 0, squares = 0;
@@ -58,7 +70,7 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
   row_index(n.pre, row, pre_at);
   row_index(n.post, row, post_at);
   float v[PACKS][N];
-  float sum = 0;
+  float sum = 0, shift = 0;
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
     const int pack = thread + k * kThreads;
@@ -75,8 +87,6 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
       for (int i = 0; i < N; ++i) v[k][i] = to_float(from_float<T>(v[k][i]));
       if (o.y) store_floats<T, N>(static_cast<T*>(o.y) + base + pack * N, v[k]);
     }
-#pragma unroll
-    for (int i = 0; i < N; ++i) sum += v[k][i];
   }
   float mean, scale;
   if (o.moments) {
@@ -84,6 +94,13 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
     mean = m.x;
     scale = m.y;
   } else {
+    // Differences from the first element, so that a large mean costs no digits.
+    if (n.centred) shift = first_of_row<WARPS>(v[0][0], shared);
+#pragma unroll
+    for (int k = 0; k < PACKS; ++k)
+      if (thread + k * kThreads < packs)
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum += v[k][i] -= shift;
     const float count = static_cast<float>(n.columns);
     mean = n.centred ? row_sum<WARPS>(sum, shared) / count : 0.f;
     float squares = 0;
@@ -138,11 +155,13 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
     }
     return to_float(from_float<T>(v[0]));
   };
+  const float shift = n.centred && !o.moments ? value(0) : 0.f;
+  __syncthreads();  // y may be x
   float sum = 0;
   for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
     const float v = value(c);
     if (o.y) static_cast<T*>(o.y)[base + c] = from_float<T>(v);
-    sum += v;
+    sum += v - shift;
   }
   float mean, scale;
   if (o.moments) {
@@ -154,13 +173,13 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
     mean = n.centred ? row_sum<8>(sum, shared) / count : 0.f;
     float squares = 0;
     for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-      const float v = (reread ? to_float(again[c]) : value(c)) - mean;
+      const float v = (reread ? to_float(again[c]) : value(c)) - shift - mean;
       squares += v * v;
     }
     scale = rsqrtf(row_sum<8>(squares, shared) / count + n.epsilon);
   }
   for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-    float v[1] = {((reread ? to_float(again[c]) : value(c)) - mean) * scale};
+    float v[1] = {((reread ? to_float(again[c]) : value(c)) - shift - mean) * scale};
     if (o.weight) v[0] *= to_float(static_cast<const T*>(o.weight)[c]);
     if (o.bias) v[0] += to_float(static_cast<const T*>(o.bias)[c]);
     if (n.post.count > 0) {
