@@ -266,21 +266,22 @@ void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outpu
   state_->run(compiled, inputs, outputs);
 }
 
-std::vector<std::vector<LaunchTime>> Engine::profile(Compiled& compiled) {
+std::vector<StepProfile> Engine::profile(Compiled& compiled) {
   State::Call call(*state_);
   require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
   require(compiled.resident_since > 0 && compiled.last_slot >= 0, "[engine] expected a call before its profile but there was none");
-  std::vector<std::vector<LaunchTime>> times(compiled.programs.size());
+  std::vector<StepProfile> profiles(compiled.programs.size());
   compiled.prompts.clear();
   state_->team->run([&](std::size_t d, backend::Device& device) {
     auto& executor = *compiled.executors[d][static_cast<std::size_t>(compiled.last_slot)];
-    const auto seconds = executor.profile_step(device, *state_->team->abort());
+    profiles[d].seconds = executor.time_step(device);
+    const auto seconds = executor.time_launches(device, *state_->team->abort());
     for (std::size_t i = 0; i < seconds.size(); ++i) {
       const Launch& launch = compiled.programs[d].step[i];
-      times[d].push_back({launch.label, launch.work.op, launch.work.shapes, seconds[i], launch.work.flops, launch.work.bytes});
+      profiles[d].launches.push_back({launch.label, launch.work.op, launch.work.shapes, seconds[i], launch.work.flops, launch.work.bytes});
     }
   });
-  return times;
+  return profiles;
 }
 
 void Engine::cancel() {

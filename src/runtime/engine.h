@@ -47,6 +47,11 @@ struct LaunchTime {
   std::int64_t bytes = 0;  ///< read and written, each operand once
 };
 
+struct StepProfile {
+  double seconds = 0;                ///< of the whole step as it is run; 0 where collectives on the host stand between its launches
+  std::vector<LaunchTime> launches;  ///< each timed alone, collectives but once
+};
+
 /// Counters since the engine was made.
 struct EngineStats {
   std::int64_t calls = 0, prologues = 0, programs_built = 0;
@@ -86,9 +91,9 @@ class Engine {
   /// One call. Inputs and outputs by the graph's names, on the host, of the graph's shapes and any floating dtype. Loads on
   /// first use. Throws Error (shapes, a device's failure with its name and op), Cancelled, Timeout; the engine stays usable.
   void run(Compiled& compiled, const std::map<std::string, TensorView>& inputs, const std::map<std::string, TensorView>& outputs);
-  /// Times every launch of the step of the last call of `compiled`, by device; the kept results of prompts are lost. Throws Error when
+  /// Times the step of the last call of `compiled`, by device; the kept results of prompts are lost. Throws Error when
   /// it was never called.
-  std::vector<std::vector<LaunchTime>> profile(Compiled& compiled);
+  std::vector<StepProfile> profile(Compiled& compiled);
   /// From any thread: the running call ends soon with Cancelled. Without one it does nothing.
   void cancel();
 

@@ -90,7 +90,15 @@ void Executor::run(backend::Device& device, const std::vector<Launch>& launches,
   }
 }
 
-std::vector<double> Executor::profile_step(backend::Device& device, const comm::Abort& abort) {
+double Executor::time_step(backend::Device& device) {
+  for (const auto& segment : step_.segments)
+    if (segment.on_host) return 0;
+  return device.time([&] {
+    for (std::size_t i = 0; i < program_.step.size(); ++i) run(program_.step[i], step_.addresses[i]);
+  });
+}
+
+std::vector<double> Executor::time_launches(backend::Device& device, const comm::Abort& abort) {
   std::vector<double> seconds;
   for (std::size_t i = 0; i < program_.step.size(); ++i) {
     abort.check();

@@ -31,8 +31,10 @@ class Executor {
   void run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
   /// Writes this device's parts of the outputs.
   void write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs);
+  /// The whole step, if nothing in it runs on the host; otherwise 0. Results of the prologue are lost.
+  double time_step(backend::Device& device);
   /// The step's launches one after the other, each timed alone but for collectives, which run once. Results are lost.
-  std::vector<double> profile_step(backend::Device& device, const comm::Abort& abort);
+  std::vector<double> time_launches(backend::Device& device, const comm::Abort& abort);
   /// Spent in the last call's collectives, waiting for peers included, where they run on the host.
   double collective_seconds() const { return collective_seconds_; }
 

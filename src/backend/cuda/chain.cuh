@@ -58,47 +58,61 @@ __device__ __forceinline__ void store_floats(T* p, const float (&v)[N]) {
   }
 }
 
-/// `v` holds N neighbours along the innermost dimension, the first at `at` (its index in each of the chain's dimensions).
-template <typename T, int N>
-__device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOperands& operands, const std::int64_t (&at)[kChainDims], float (&v)[N]) {
+/// `v` holds M packs of N neighbours along the innermost dimension, the first of a pack at `at` (its index in each of the chain's
+/// dimensions); packs that are not `there` are left alone. All packs' operands of a step are on their way before the first is used.
+template <typename T, int N, int M>
+__device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOperands& operands, const unsigned (&at)[M][kChainDims], const bool (&there)[M],
+                                            float (&v)[M][N]) {
   for (int s = 0; s < chain.count; ++s) {
     const ChainStep& step = chain.steps[s];
+    const StepKind kind = step.kind;
     if (step.operand < 0) {
-      apply_activation<N>(step.kind, v);
+#pragma unroll
+      for (int m = 0; m < M; ++m) apply_activation<N>(kind, v[m]);
       continue;
     }
-    std::int64_t offset = 0;
-    for (int d = 0; d < chain.dims; ++d) offset += at[d] * step.stride[d];
-    const T* p = static_cast<const T*>(operands.at[step.operand]) + offset;
-    float o[N];
-    if (N > 1 && step.stride[chain.dims - 1] == 0) {
-      const float all = to_float(*p);
+    const T* from = static_cast<const T*>(operands.at[step.operand]);
+    const bool single = N > 1 && step.stride[chain.dims - 1] == 0;
+    float o[M][N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) o[i] = all;
-    } else {
-      load_floats<T, N>(p, o);
+    for (int m = 0; m < M; ++m) {
+      if (!there[m]) continue;
+      std::int64_t offset = 0;
+#pragma unroll
+      for (int d = 0; d < kChainDims; ++d) offset += at[m][d] * step.stride[d];  // indices behind the last dimension are 0
+      if (single) {
+        const float all = to_float(from[offset]);
+#pragma unroll
+        for (int i = 0; i < N; ++i) o[m][i] = all;
+      } else {
+        load_floats<T, N>(from + offset, o[m]);
+      }
     }
-    const StepKind kind = step.kind;
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = kind == StepKind::add ? v[i] + o[i] : kind == StepKind::mul ? v[i] * o[i] : v[i] * (1.f + o[i]);
+    for (int m = 0; m < M; ++m) {
+      if (!there[m]) continue;
+      if (kind == StepKind::add) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[m][i] += o[m][i];
+      } else if (kind == StepKind::mul) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[m][i] *= o[m][i];
+      } else {
+#pragma unroll
+        for (int i = 0; i < N; ++i) v[m][i] *= 1.f + o[m][i];
+      }
+    }
   }
 }
 
-/// The index in every dimension of element `i` of a chain's value.
-__device__ __forceinline__ void chain_index(const Chain& chain, std::int64_t i, std::int64_t (&at)[kChainDims]) {
-  if (i < (std::int64_t{1} << 31)) {
-    unsigned rest = static_cast<unsigned>(i);
-    for (int d = chain.dims - 1; d > 0; --d) {
-      const unsigned size = static_cast<unsigned>(chain.size[d]), q = rest / size;
-      at[d] = rest - q * size;
-      rest = q;
-    }
-    at[0] = rest;
-    return;
-  }
-  for (int d = chain.dims - 1; d > 0; --d) {
-    const std::int64_t q = i / chain.size[d];
-    at[d] = i - q * chain.size[d];
+/// The index in every dimension of element `i` of a chain's value, which has less than 2^32 of them.
+__device__ __forceinline__ void chain_index(const Chain& chain, unsigned i, unsigned (&at)[kChainDims]) {
+#pragma unroll
+  for (int d = kChainDims - 1; d > 0; --d) {
+    at[d] = 0;
+    if (d >= chain.dims) continue;
+    const unsigned size = static_cast<unsigned>(chain.size[d]), q = i / size;
+    at[d] = i - q * size;
     i = q;
   }
   at[0] = i;

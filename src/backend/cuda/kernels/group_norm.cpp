@@ -1,4 +1,4 @@
-// group_norm: the moments of pieces of every sample, then one pass that merges them and norms; and group_moments.
+// group_norm: sums over pieces of every sample, then one pass that adds them up and norms; and group_moments.
 #include "backend/cuda/kernels/group_norm.h"
 
 #include "backend/cuda/kernel_table.h"
@@ -15,6 +15,7 @@ GroupNorm sizes_of(const Site& site) {
   norm.rows = 1;
   for (std::size_t d = 2; d < x.size(); ++d) norm.rows *= x[d];
   norm.groups = static_cast<int>(site.attrs().integer("groups"));
+  norm.pieces = group_pieces(norm.samples, norm.rows);
   return norm;
 }
 
@@ -25,14 +26,14 @@ std::unique_ptr<Kernel> make_norm(const Site& site) {
   norm.epsilon = static_cast<float>(site.attrs().real("epsilon"));
   norm.silu = site.attrs().text_or("activation", "") == "silu";
   const bool given = site.in.size() == 4;
-  norm.parts = static_cast<int>(given ? site.shape(3)[0] : norm.pieces());
+  if (given) norm.parts = static_cast<int>(site.shape(3)[0]);
   return make_kernel(
       [=, stream = site.context.stream](auto in, auto out, void* workspace) {
         if (given)
           return check(launch_group_norm(norm, dtype, in[0], in[1], in[2], static_cast<const float*>(in[3]), nullptr, out[0], stream), "group_norm");
-        float *shifts = static_cast<float*>(workspace), *moments = shifts + norm.sets();
-        check(launch_group_moments(norm, dtype, in[0], moments, shifts, stream), "group_norm");
-        check(launch_group_norm(norm, dtype, in[0], in[1], in[2], moments, shifts, out[0], stream), "group_norm");
+        float *sums = static_cast<float*>(workspace), *shifts = sums + 2 * norm.sets() * norm.pieces;
+        check(launch_group_sums(norm, dtype, in[0], sums, shifts, stream), "group_norm");
+        check(launch_group_norm(norm, dtype, in[0], in[1], in[2], sums, shifts, out[0], stream), "group_norm");
       },
       given ? 0 : norm.workspace_bytes());
 }
@@ -43,9 +44,9 @@ std::unique_ptr<Kernel> make_moments(const Site& site) {
   const GroupNorm norm = sizes_of(site);
   return make_kernel(
       [=, stream = site.context.stream](auto in, auto out, void* workspace) {
-        float *shifts = static_cast<float*>(workspace), *pieces = shifts + norm.sets();
-        check(launch_group_moments(norm, dtype, in[0], pieces, shifts, stream), "group_moments");
-        check(launch_merge_moments(static_cast<int>(norm.pieces()), norm.sets(), pieces, shifts, static_cast<float*>(out[0]), stream), "group_moments");
+        float *sums = static_cast<float*>(workspace), *shifts = sums + 2 * norm.sets() * norm.pieces;
+        check(launch_group_sums(norm, dtype, in[0], sums, shifts, stream), "group_moments");
+        check(launch_group_moments(norm, sums, shifts, static_cast<float*>(out[0]), stream), "group_moments");
       },
       norm.workspace_bytes());
 }

@@ -9,46 +9,46 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Moments {
-  float count = 0, mean = 0, squares = 0;
-  // Chan et al. 1979.
-  __device__ __forceinline__ void merge(const Moments& o) {
-    if (o.count == 0) return;
-    const float total = count + o.count, delta = o.mean - mean;
-    squares += o.squares + delta * delta * (count * o.count / total);
-    mean += delta * (o.count / total);
-    count = total;
-  }
-};
-
-// A block measures one piece of a sample's rows: threads stand side by side along the channels, `lanes` rows at a time, each over
-// its own channels.
+// A block sums one piece of a sample's rows: threads stand side by side along the channels, `lanes` rows at a time, each over its own
+// channels, with kAhead rows in flight.
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, float* out,
-                                                          float* shifts) {
-  extern __shared__ float shared[];
+__global__ void __launch_bounds__(kThreads) group_sums(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, float* sums, float* shifts) {
+  constexpr int kAhead = 4;
+  extern __shared__ float2 cells[];  // [lanes][channels]
   const std::int64_t sample = blockIdx.y, first = blockIdx.x * piece, last = min(first + piece, n.rows);
   const int packs = static_cast<int>(n.channels / N), group = static_cast<int>(n.channels / n.groups);
   const int across = min(packs, kThreads), lanes = kThreads / across;
   const int lane = threadIdx.x / across, column = threadIdx.x % across;
   const T* origin = x + sample * n.rows * n.channels;
   if (blockIdx.x == 0)
-    for (int g = threadIdx.x; g < n.groups; g += kThreads) shifts[sample * n.groups + g] = to_float(origin[std::int64_t{g} * group]);
-  Moments* cells = reinterpret_cast<Moments*>(shared);  // [lanes][channels]
+    for (int g = threadIdx.x; g < n.groups; g += kThreads) shifts[sample * n.groups + g] = n.rows ? to_float(origin[std::int64_t{g} * group]) : 0.f;
   if (lane < lanes) {
     for (int pack = column; pack < packs; pack += across) {
       float shift[N], sum[N], squares[N];
-      int count = 0;
-      const T* p = x + (sample * n.rows + first + lane) * n.channels + std::int64_t{pack} * N;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        shift[i] = to_float(origin[(pack * N + i) / group * group]);
+        shift[i] = n.rows ? to_float(origin[(pack * N + i) / group * group]) : 0.f;
         sum[i] = squares[i] = 0;
       }
-      for (std::int64_t row = first + lane; row < last; row += lanes, p += n.channels * lanes) {
+      const std::int64_t step = n.channels * lanes;
+      const T* p = origin + (first + lane) * n.channels + std::int64_t{pack} * N;
+      std::int64_t row = first + lane;
+      for (; row + (kAhead - 1) * lanes < last; row += kAhead * lanes, p += kAhead * step) {
+        float v[kAhead][N];
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a) load_floats<T, N>(p + a * step, v[a]);
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+          for (int i = 0; i < N; ++i) {
+            const float d = v[a][i] - shift[i];
+            sum[i] += d;
+            squares[i] += d * d;
+          }
+      }
+      for (; row < last; row += lanes, p += step) {
         float v[N];
         load_floats<T, N>(p, v);
-        ++count;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           const float d = v[i] - shift[i];
@@ -56,111 +56,124 @@ __global__ void __launch_bounds__(kThreads) group_moments(const __grid_constant_
           squares[i] += d * d;
         }
       }
-      const float c = static_cast<float>(count);
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        Moments m;
-        if (count > 0) m = {c, sum[i] / c, fmaxf(squares[i] - sum[i] * sum[i] / c, 0.f)};
-        cells[lane * n.channels + pack * N + i] = m;
-      }
+      for (int i = 0; i < N; ++i) cells[lane * n.channels + pack * N + i] = {sum[i], squares[i]};
     }
   }
   __syncthreads();
-  // Some threads for each group, so that all of them have a part of the merging; then one.
-  const int helpers = max(1, kThreads / n.groups);
-  for (int base = 0; base < n.groups; base += kThreads / helpers) {
-    const int g = base + static_cast<int>(threadIdx.x) / helpers, h = static_cast<int>(threadIdx.x) % helpers;
-    Moments m;
-    const bool mine = g < n.groups && static_cast<int>(threadIdx.x) / helpers < kThreads / helpers;
-    if (mine)
-      for (int k = h; k < lanes * group; k += helpers) m.merge(cells[(k / group) * n.channels + g * group + k % group]);
-    __syncthreads();
-    Moments* parts = cells + lanes * n.channels;
-    if (mine) parts[threadIdx.x] = m;
-    __syncthreads();
-    if (mine && h == 0) {
-      for (int k = 1; k < helpers; ++k) m.merge(parts[threadIdx.x + k]);
-      float* to = out + ((std::int64_t{blockIdx.x} * n.samples + sample) * n.groups + g) * 3;
-      to[0] = m.count;
-      to[1] = m.mean;
-      to[2] = m.squares;
+  // A warp a group.
+  const int count = lanes * group;
+  for (int g = threadIdx.x / 32; g < n.groups; g += kThreads / 32) {
+    float sum = 0, squares = 0;
+    for (int k = threadIdx.x % 32; k < count; k += 32) {
+      const float2 cell = cells[(k / group) * n.channels + g * group + k % group];
+      sum += cell.x;
+      squares += cell.y;
     }
+#pragma unroll
+    for (int k = 16; k > 0; k /= 2) {
+      sum += __shfl_xor_sync(~0u, sum, k);
+      squares += __shfl_xor_sync(~0u, squares, k);
+    }
+    if (threadIdx.x % 32 == 0) reinterpret_cast<float2*>(sums)[(sample * n.groups + g) * n.pieces + blockIdx.x] = {sum, squares};
   }
 }
 
-__global__ void merge_moments(int parts, std::int64_t groups, const float* moments, const float* shifts, float* out) {
-  const std::int64_t g = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x;
-  if (g >= groups) return;
-  Moments m;
-  for (int p = 0; p < parts; ++p) {
-    const float* from = moments + (p * groups + g) * 3;
-    m.merge({from[0], from[1], from[2]});
+// Mean (from the shift) and mean square deviation of a group, by all lanes of a warp.
+__device__ __forceinline__ float2 from_sums(const GroupNorm& n, const float* sums, std::int64_t set) {
+  float sum = 0, squares = 0;
+  for (int p = threadIdx.x % 32; p < n.pieces; p += 32) {
+    const float2 piece = reinterpret_cast<const float2*>(sums)[set * n.pieces + p];
+    sum += piece.x;
+    squares += piece.y;
   }
-  out[g * 3] = m.count;
-  out[g * 3 + 1] = m.mean + shifts[g];
-  out[g * 3 + 2] = m.squares;
+#pragma unroll
+  for (int k = 16; k > 0; k /= 2) {
+    sum += __shfl_xor_sync(~0u, sum, k);
+    squares += __shfl_xor_sync(~0u, squares, k);
+  }
+  const float count = static_cast<float>(n.rows * (n.channels / n.groups));
+  const float mean = count > 0 ? sum / count : 0.f;
+  return {mean, count > 0 ? fmaxf(squares / count - mean * mean, 0.f) : 0.f};
+}
+
+// The same from the moments of parts (Chan et al. 1979).
+__device__ __forceinline__ float2 from_moments(const GroupNorm& n, const float* moments, std::int64_t set) {
+  float count = 0, mean = 0, squares = 0;
+  for (int p = 0; p < n.parts; ++p) {
+    const float* m = moments + (p * n.samples * n.groups + set) * 3;
+    if (m[0] == 0) continue;
+    const float total = count + m[0], delta = m[1] - mean;
+    squares += m[2] + delta * delta * (count * m[0] / total);
+    mean += delta * (m[0] / total);
+    count = total;
+  }
+  return {mean, squares / count};
+}
+
+__global__ void group_moments(const __grid_constant__ GroupNorm n, const float* sums, const float* shifts, float* out) {
+  const std::int64_t set = blockIdx.x * std::int64_t{blockDim.x / 32} + threadIdx.x / 32;
+  if (set >= n.samples * n.groups) return;
+  const float2 m = from_sums(n, sums, set);
+  if (threadIdx.x % 32) return;
+  const float count = static_cast<float>(n.rows * (n.channels / n.groups));
+  out[set * 3] = count;
+  out[set * 3 + 1] = shifts[set] + m.x;
+  out[set * 3 + 2] = m.y * count;
 }
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, const T* weight, const T* bias,
-                                                       const float* moments, const float* shifts, T* y) {
-  extern __shared__ float groups[];         // [groups] means, [groups] scales
-  float* shared = groups + 2 * n.groups;    // [channels] factors, summands, shifts
+                                                       const float* statistics, const float* shifts, T* y) {
+  constexpr int kAhead = 4;
+  extern __shared__ float shared[];       // [groups] means, scales, shifts; [channels] factors, summands
+  float *means = shared, *scales = means + n.groups, *offsets = scales + n.groups, *factors = offsets + n.groups, *summands = factors + n.channels;
   const std::int64_t sample = blockIdx.y;
   const int group = static_cast<int>(n.channels / n.groups);
-  Moments* merged = reinterpret_cast<Moments*>(shared);
-  // `helpers` neighbouring threads merge a group's parts.
-  const int helpers = max(1, kThreads / n.groups), at_once = kThreads / helpers;
-  for (int base = 0; base < n.groups; base += at_once) {
-    const int slot = static_cast<int>(threadIdx.x) / helpers, g = base + slot, h = static_cast<int>(threadIdx.x) % helpers;
-    const bool mine = slot < at_once && g < n.groups;
-    Moments m;
-    if (mine)
-      for (int p = h; p < n.parts; p += helpers) {
-        const float* from = moments + ((p * n.samples + sample) * n.groups + g) * 3;
-        m.merge({from[0], from[1], from[2]});
-      }
-    __syncthreads();
-    if (mine) merged[threadIdx.x] = m;
-    __syncthreads();
-    if (mine && h == 0) {
-      for (int k = 1; k < helpers; ++k) m.merge(merged[threadIdx.x + k]);
-      groups[g] = m.mean;
-      groups[n.groups + g] = rsqrtf(m.squares / m.count + n.epsilon);
+  for (int g = threadIdx.x / 32; g < n.groups; g += kThreads / 32) {
+    const std::int64_t set = sample * n.groups + g;
+    const float2 m = shifts ? from_sums(n, statistics, set) : from_moments(n, statistics, set);
+    if (threadIdx.x % 32 == 0) {
+      // Differences from the shift, or from a mean that is given, are exact.
+      means[g] = shifts ? m.x : 0.f;
+      offsets[g] = shifts ? shifts[set] : m.x;
+      scales[g] = rsqrtf(m.y + n.epsilon);
     }
-    __syncthreads();
   }
-  // y = (x - shift) * factor + summand, the summand being of the mean's distance from the shift.
+  __syncthreads();
   for (int c = threadIdx.x; c < n.channels; c += kThreads) {
     const int g = c / group;
-    const float factor = groups[n.groups + g] * to_float(weight[c]);
-    shared[c] = factor;
-    shared[n.channels + c] = to_float(bias[c]) - groups[g] * factor;
-    shared[2 * n.channels + c] = shifts ? shifts[sample * n.groups + g] : 0.f;
+    const float factor = scales[g] * to_float(weight[c]);
+    factors[c] = factor;
+    summands[c] = to_float(bias[c]) - means[g] * factor;
   }
   __syncthreads();
   const int packs = static_cast<int>(n.channels / N);
   const std::int64_t first = blockIdx.x * piece, rows = min(piece, n.rows - first);
   const std::int64_t base = (sample * n.rows + first) * n.channels;
-  for (std::int64_t i = threadIdx.x; i < rows * packs; i += kThreads) {
-    float v[N];
-    load_floats<T, N>(x + base + i * N, v);
-    const int c = static_cast<int>(static_cast<unsigned>(i) % static_cast<unsigned>(packs)) * N;
+  const int total = static_cast<int>(rows * packs);
+  for (int i = threadIdx.x; i < total; i += kThreads * kAhead) {
+    float v[kAhead][N];
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      v[k] = (v[k] - shared[2 * n.channels + c + k]) * shared[c + k] + shared[n.channels + c + k];
-      if (n.silu) v[k] = silu_of(v[k]);
+    for (int a = 0; a < kAhead; ++a)
+      if (i + a * kThreads < total) load_floats<T, N>(x + base + std::int64_t{i + a * kThreads} * N, v[a]);
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int at = i + a * kThreads;
+      if (at >= total) break;
+      const int c = static_cast<int>(static_cast<unsigned>(at) % static_cast<unsigned>(packs)) * N;
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const float d = v[a][k] - offsets[(c + k) / group];
+        v[a][k] = d * factors[c + k] + summands[c + k];
+        if (n.silu) v[a][k] = silu_of(v[a][k]);
+      }
+      store_floats<T, N>(y + base + std::int64_t{at} * N, v[a]);
     }
-    store_floats<T, N>(y + base + i * N, v);
   }
 }
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
-// A block of the norm handles so many rows: enough work to outweigh the merging, enough blocks to fill the device.
-std::int64_t norm_piece(const GroupNorm& n) {
-  return std::clamp<std::int64_t>(n.samples * n.rows / (132 * 4), 1, std::max<std::int64_t>(1, (std::int64_t{1} << 30) / std::max<std::int64_t>(1, n.channels)));
-}
 
 template <typename Kernel>
 cudaError_t allow_shared(Kernel kernel, std::size_t bytes) {
@@ -182,41 +195,43 @@ cudaError_t with_packs(const GroupNorm& n, DType dtype, bool packs, const Body& 
 
 }  // namespace
 
-std::int64_t GroupNorm::pieces() const { return std::clamp<std::int64_t>(rows / 16, 1, std::max<std::int64_t>(1, 264 / std::max<std::int64_t>(1, samples))); }
+int group_pieces(std::int64_t samples, std::int64_t rows) {
+  return static_cast<int>(std::clamp<std::int64_t>(rows / 8, 1, std::max<std::int64_t>(1, 528 / std::max<std::int64_t>(1, samples))));
+}
 
-cudaError_t launch_group_moments(const GroupNorm& n, DType dtype, const void* x, float* moments, float* shifts, cudaStream_t stream) {
+cudaError_t launch_group_sums(const GroupNorm& n, DType dtype, const void* x, float* sums, float* shifts, cudaStream_t stream) {
   if (n.samples == 0 || n.groups == 0) return cudaSuccess;
-  const std::int64_t pieces = n.pieces(), piece = (n.rows + pieces - 1) / pieces;
+  const std::int64_t piece = (n.rows + n.pieces - 1) / n.pieces;
   return with_packs(n, dtype, aligned(x), [&](auto tag, auto size) {
     using T = typename decltype(tag)::type;
     constexpr int N = decltype(size)::value;
     const std::int64_t across = std::min<std::int64_t>(n.channels / N, kThreads), lanes = kThreads / std::max<std::int64_t>(1, across);
-    const std::size_t bytes = static_cast<std::size_t>(lanes * n.channels + kThreads) * sizeof(Moments);
-    if (const auto status = allow_shared(group_moments<T, N>, bytes); status != cudaSuccess) return status;
-    group_moments<T, N><<<dim3(static_cast<unsigned>(pieces), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(
-        n, piece, static_cast<const T*>(x), moments, shifts);
+    const std::size_t bytes = static_cast<std::size_t>(lanes * n.channels) * sizeof(float2);
+    if (const auto status = allow_shared(group_sums<T, N>, bytes); status != cudaSuccess) return status;
+    group_sums<T, N><<<dim3(static_cast<unsigned>(n.pieces), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(n, piece, static_cast<const T*>(x),
+                                                                                                                          sums, shifts);
     return cudaGetLastError();
   });
 }
 
-cudaError_t launch_merge_moments(int parts, std::int64_t groups, const float* moments, const float* shifts, float* merged, cudaStream_t stream) {
-  if (groups == 0) return cudaSuccess;
-  merge_moments<<<static_cast<unsigned>((groups + 127) / 128), 128, 0, stream>>>(parts, groups, moments, shifts, merged);
+cudaError_t launch_group_moments(const GroupNorm& n, const float* sums, const float* shifts, float* moments, cudaStream_t stream) {
+  if (n.sets() == 0) return cudaSuccess;
+  group_moments<<<static_cast<unsigned>((n.sets() + 3) / 4), 128, 0, stream>>>(n, sums, shifts, moments);
   return cudaGetLastError();
 }
 
-cudaError_t launch_group_norm(const GroupNorm& n, DType dtype, const void* x, const void* weight, const void* bias, const float* moments,
+cudaError_t launch_group_norm(const GroupNorm& n, DType dtype, const void* x, const void* weight, const void* bias, const float* statistics,
                               const float* shifts, void* y, cudaStream_t stream) {
   if (n.samples * n.rows * n.channels == 0) return cudaSuccess;
   return with_packs(n, dtype, aligned(x) && aligned(y), [&](auto tag, auto size) {
     using T = typename decltype(tag)::type;
     constexpr int N = decltype(size)::value;
-    const std::int64_t piece = norm_piece(n);
-    const std::size_t bytes = static_cast<std::size_t>(2 * n.groups) * sizeof(float) +
-                              std::max(static_cast<std::size_t>(3 * n.channels) * sizeof(float), kThreads * sizeof(Moments));
+    // Enough work in a block to outweigh its preparations, enough blocks to fill the device.
+    const std::int64_t piece = std::clamp<std::int64_t>((n.samples * n.rows + 132 * 4 - 1) / (132 * 4), 1, std::max<std::int64_t>(1, (1 << 28) / n.channels));
+    const std::size_t bytes = static_cast<std::size_t>(2 * n.channels + 3 * n.groups) * sizeof(float);
     if (const auto status = allow_shared(group_norm<T, N>, bytes); status != cudaSuccess) return status;
     group_norm<T, N><<<dim3(static_cast<unsigned>((n.rows + piece - 1) / piece), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(
-        n, piece, static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias), moments, shifts, static_cast<T*>(y));
+        n, piece, static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias), statistics, shifts, static_cast<T*>(y));
     return cudaGetLastError();
   });
 }

@@ -1,30 +1,37 @@
 #include "backend/cuda/kernels/pointwise.h"
 
-#include <algorithm>
-
 #include "backend/cuda/chain.cuh"
 
 namespace comfytp::backend::cuda {
 namespace {
 
+constexpr int kThreads = 256, kPacks = 4;
+
 template <typename T, int N>
-__global__ void pointwise(Chain chain, ChainOperands operands, const T* x, T* y, std::int64_t packs) {
-  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < packs; i += step) {
-    float v[N];
-    load_floats<T, N>(x + i * N, v);
-    std::int64_t at[kChainDims] = {};
-    chain_index(chain, i * N, at);
-    apply_chain<T, N>(chain, operands, at, v);
-    store_floats<T, N>(y + i * N, v);
+__global__ void __launch_bounds__(kThreads) pointwise(const __grid_constant__ Chain chain, const __grid_constant__ ChainOperands operands, const T* x, T* y,
+                                                      unsigned packs) {
+  const unsigned first = blockIdx.x * (kThreads * kPacks) + threadIdx.x;
+  float v[kPacks][N];
+  unsigned at[kPacks][kChainDims];
+  bool there[kPacks];
+#pragma unroll
+  for (int m = 0; m < kPacks; ++m) {
+    const unsigned i = first + m * kThreads;
+    there[m] = i < packs;
+    if (there[m]) load_floats<T, N>(x + std::int64_t{i} * N, v[m]);
+    chain_index(chain, i * N, at[m]);
   }
+  apply_chain<T, N, kPacks>(chain, operands, at, there, v);
+#pragma unroll
+  for (int m = 0; m < kPacks; ++m)
+    if (there[m]) store_floats<T, N>(y + std::int64_t{first + m * kThreads} * N, v[m]);
 }
 
 template <typename T, int N>
 void launch(const Chain& chain, const ChainOperands& operands, const void* x, void* y, std::int64_t count, cudaStream_t stream) {
-  const std::int64_t packs = count / N;
-  const int blocks = static_cast<int>(std::min<std::int64_t>((packs + 255) / 256, 132 * 32));
-  pointwise<T, N><<<blocks, 256, 0, stream>>>(chain, operands, static_cast<const T*>(x), static_cast<T*>(y), packs);
+  const auto packs = static_cast<unsigned>(count / N);
+  pointwise<T, N><<<(packs + kThreads * kPacks - 1) / (kThreads * kPacks), kThreads, 0, stream>>>(chain, operands, static_cast<const T*>(x),
+                                                                                                 static_cast<T*>(y), packs);
 }
 
 }  // namespace
@@ -33,6 +40,7 @@ cudaError_t launch_pointwise(const Chain& chain, const ChainOperands& operands, 
   std::int64_t count = 1;
   for (int d = 0; d < chain.dims; ++d) count *= chain.size[d];
   if (count == 0) return cudaSuccess;
+  if (count >= std::int64_t{1} << 32) return cudaErrorInvalidValue;
   const bool aligned = operands.aligned() && reinterpret_cast<std::uintptr_t>(x) % 16 == 0 && reinterpret_cast<std::uintptr_t>(y) % 16 == 0;
   const bool known = with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -48,13 +48,27 @@ __device__ __forceinline__ float2 merged(const RowNorm& n, const float* moments,
   return {n.centred ? mean : 0.f, rsqrtf(variance + n.epsilon)};
 }
 
-__device__ __forceinline__ void row_index(const Chain& chain, std::int64_t row, std::int64_t (&at)[kChainDims]) {
-  for (int d = chain.dims - 2; d > 0; --d) {
-    const std::int64_t q = row / chain.size[d];
-    at[d] = row - q * chain.size[d];
-    row = q;
+// The index of a row in a chain's dimensions; the innermost is the columns.
+__device__ __forceinline__ void row_index(const Chain& chain, std::int64_t row, unsigned (&at)[kChainDims]) {
+  unsigned rest = static_cast<unsigned>(row);
+#pragma unroll
+  for (int d = kChainDims - 1; d >= 0; --d) {
+    at[d] = 0;
+    if (d + 1 >= chain.dims) continue;
+    const unsigned size = static_cast<unsigned>(chain.size[d]), q = d > 0 ? rest / size : 0;
+    at[d] = rest - q * size;
+    rest = q;
   }
-  if (chain.dims > 1) at[0] = row;
+}
+
+// The same for a row's packs of N, the first at column `first` and the others `step` apart.
+template <int M>
+__device__ __forceinline__ void pack_index(const Chain& chain, std::int64_t row, unsigned first, unsigned step, unsigned (&at)[M][kChainDims]) {
+  row_index(chain, row, at[0]);
+#pragma unroll
+  for (int m = M - 1; m >= 0; --m)
+#pragma unroll
+    for (int d = 0; d < kChainDims; ++d) at[m][d] = d == chain.dims - 1 ? first + m * step : at[0][d];
 }
 
 // A row in the registers of WARPS warps, N elements at a time.
@@ -66,26 +80,28 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
   if (row >= n.rows) return;  // whole warps, or the whole block
   const int thread = threadIdx.x % kThreads, packs = static_cast<int>(n.columns / N);
   const std::int64_t base = row * n.columns;
-  std::int64_t pre_at[kChainDims] = {}, post_at[kChainDims] = {};
-  row_index(n.pre, row, pre_at);
-  row_index(n.post, row, post_at);
+  const auto column = [&](int k) { return (thread + k * kThreads) * N; };
+  bool there[PACKS];
   float v[PACKS][N];
-  float sum = 0, shift = 0;
+  Pack<T> weight[PACKS], bias[PACKS];
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
-    const int pack = thread + k * kThreads;
-    if (pack < packs) load_floats<T, N>(static_cast<const T*>(o.x) + base + pack * N, v[k]);
+    there[k] = thread + k * kThreads < packs;
+    if (!there[k]) continue;
+    load_floats<T, N>(static_cast<const T*>(o.x) + base + column(k), v[k]);
+    if (o.weight) weight[k] = load_pack(static_cast<const T*>(o.weight) + column(k));
+    if (o.bias) bias[k] = load_pack(static_cast<const T*>(o.bias) + column(k));
   }
+  unsigned at[PACKS][kChainDims];
+  if (n.pre.count > 0) {
+    pack_index(n.pre, row, thread * N, kThreads * N, at);
+    apply_chain<T, N, PACKS>(n.pre, o.pre, at, there, v);
 #pragma unroll
-  for (int k = 0; k < PACKS; ++k) {
-    const int pack = thread + k * kThreads;
-    if (pack >= packs) continue;
-    if (n.pre.count > 0) {
-      pre_at[n.pre.dims - 1] = pack * N;
-      apply_chain<T, N>(n.pre, o.pre, pre_at, v[k]);
+    for (int k = 0; k < PACKS; ++k) {
+      if (!there[k]) continue;
 #pragma unroll
       for (int i = 0; i < N; ++i) v[k][i] = to_float(from_float<T>(v[k][i]));
-      if (o.y) store_floats<T, N>(static_cast<T*>(o.y) + base + pack * N, v[k]);
+      if (o.y) store_floats<T, N>(static_cast<T*>(o.y) + base + column(k), v[k]);
     }
   }
   float mean, scale;
@@ -95,98 +111,82 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
     scale = m.y;
   } else {
     // Differences from the first element, so that a large mean costs no digits.
-    if (n.centred) shift = first_of_row<WARPS>(v[0][0], shared);
+    const float shift = n.centred ? first_of_row<WARPS>(v[0][0], shared) : 0.f;
+    float sum = 0, squares = 0;
 #pragma unroll
     for (int k = 0; k < PACKS; ++k)
-      if (thread + k * kThreads < packs)
+      if (there[k])
 #pragma unroll
         for (int i = 0; i < N; ++i) sum += v[k][i] -= shift;
     const float count = static_cast<float>(n.columns);
     mean = n.centred ? row_sum<WARPS>(sum, shared) / count : 0.f;
-    float squares = 0;
 #pragma unroll
     for (int k = 0; k < PACKS; ++k)
-      if (thread + k * kThreads < packs)
+      if (there[k])
 #pragma unroll
         for (int i = 0; i < N; ++i) squares += (v[k][i] - mean) * (v[k][i] - mean);
     scale = rsqrtf(row_sum<WARPS>(squares, shared) / count + n.epsilon);
   }
 #pragma unroll
-  for (int k = 0; k < PACKS; ++k) {
-    const int pack = thread + k * kThreads;
-    if (pack >= packs) continue;
+  for (int k = 0; k < PACKS; ++k)
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[k][i] = (v[k][i] - mean) * scale;
-    float p[N];
-    if (o.weight) {
-      load_floats<T, N>(static_cast<const T*>(o.weight) + pack * N, p);
-#pragma unroll
-      for (int i = 0; i < N; ++i) v[k][i] *= p[i];
+    for (int i = 0; i < N; ++i) {
+      v[k][i] = (v[k][i] - mean) * scale;
+      if (o.weight) v[k][i] *= to_float(weight[k].v[i]);
+      if (o.bias) v[k][i] += to_float(bias[k].v[i]);
     }
-    if (o.bias) {
-      load_floats<T, N>(static_cast<const T*>(o.bias) + pack * N, p);
-#pragma unroll
-      for (int i = 0; i < N; ++i) v[k][i] += p[i];
-    }
-    if (n.post.count > 0) {
-      post_at[n.post.dims - 1] = pack * N;
-      apply_chain<T, N>(n.post, o.post, post_at, v[k]);
-    }
-    store_floats<T, N>(static_cast<T*>(o.z) + base + pack * N, v[k]);
+  if (n.post.count > 0) {
+    pack_index(n.post, row, thread * N, kThreads * N, at);
+    apply_chain<T, N, PACKS>(n.post, o.post, at, there, v);
   }
+#pragma unroll
+  for (int k = 0; k < PACKS; ++k)
+    if (there[k]) store_floats<T, N>(static_cast<T*>(o.z) + base + column(k), v[k]);
 }
 
-// Rows of any length: pre(x) is taken again in each of three passes where y is not written; y may then not be x.
+// Rows of any length, an element at a time; where there is a chain before the norm y holds its result.
 template <typename T>
 __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
   __shared__ float shared[8];
   const std::int64_t row = blockIdx.x, base = row * n.columns;
-  std::int64_t pre_at[kChainDims] = {}, post_at[kChainDims] = {};
-  row_index(n.pre, row, pre_at);
-  row_index(n.post, row, post_at);
-  const bool reread = n.pre.count == 0 || o.y;
-  const T* x = static_cast<const T*>(o.x) + base;
-  const T* again = n.pre.count == 0 ? x : static_cast<const T*>(o.y) + base;
-  const auto value = [&](std::int64_t c) {
-    float v[1] = {to_float(x[c])};
-    if (n.pre.count > 0) {
-      pre_at[n.pre.dims - 1] = c;
-      apply_chain<T, 1>(n.pre, o.pre, pre_at, v);
-    }
-    return to_float(from_float<T>(v[0]));
+  unsigned at[1][kChainDims];
+  const bool there[1] = {true};
+  const auto chained = [&](const Chain& chain, const ChainOperands& operands, std::int64_t c, float value) {
+    float v[1][1] = {{value}};
+    pack_index(chain, row, static_cast<unsigned>(c), 0, at);
+    apply_chain<T, 1, 1>(chain, operands, at, there, v);
+    return v[0][0];
   };
-  const float shift = n.centred && !o.moments ? value(0) : 0.f;
-  __syncthreads();  // y may be x
-  float sum = 0;
-  for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-    const float v = value(c);
-    if (o.y) static_cast<T*>(o.y)[base + c] = from_float<T>(v);
-    sum += v - shift;
+  const T* x = static_cast<const T*>(o.x) + base;
+  if (n.pre.count > 0) {
+    T* y = static_cast<T*>(o.y) + base;
+    for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) y[c] = from_float<T>(chained(n.pre, o.pre, c, to_float(x[c])));
+    __syncthreads();
+    x = y;
   }
+  const float shift = n.centred && !o.moments ? to_float(x[0]) : 0.f;
   float mean, scale;
   if (o.moments) {
     const float2 m = merged(n, o.moments, row);
     mean = m.x;
     scale = m.y;
   } else {
+    float sum = 0, squares = 0;
     const float count = static_cast<float>(n.columns);
+    for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) sum += to_float(x[c]) - shift;
     mean = n.centred ? row_sum<8>(sum, shared) / count : 0.f;
-    float squares = 0;
     for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-      const float v = (reread ? to_float(again[c]) : value(c)) - shift - mean;
+      const float v = to_float(x[c]) - shift - mean;
       squares += v * v;
     }
     scale = rsqrtf(row_sum<8>(squares, shared) / count + n.epsilon);
   }
   for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-    float v[1] = {((reread ? to_float(again[c]) : value(c)) - shift - mean) * scale};
-    if (o.weight) v[0] *= to_float(static_cast<const T*>(o.weight)[c]);
-    if (o.bias) v[0] += to_float(static_cast<const T*>(o.bias)[c]);
-    if (n.post.count > 0) {
-      post_at[n.post.dims - 1] = c;
-      apply_chain<T, 1>(n.post, o.post, post_at, v);
-    }
-    static_cast<T*>(o.z)[base + c] = from_float<T>(v[0]);
+    float v = (to_float(x[c]) - shift - mean) * scale;
+    if (o.weight) v *= to_float(static_cast<const T*>(o.weight)[c]);
+    if (o.bias) v += to_float(static_cast<const T*>(o.bias)[c]);
+    if (n.post.count > 0) v = chained(n.post, o.post, c, v);
+    static_cast<T*>(o.z)[base + c] = from_float<T>(v);
   }
 }
 
@@ -202,6 +202,7 @@ bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 ==
 
 cudaError_t launch_row_norm(const RowNorm& n, const RowNormOperands& o, DType dtype, cudaStream_t stream) {
   if (n.rows == 0 || n.columns == 0) return cudaSuccess;
+  if (n.rows >= std::int64_t{1} << 31 || n.columns >= std::int64_t{1} << 31 || (n.pre.count > 0 && !o.y)) return cudaErrorInvalidValue;
   const bool all_aligned = aligned(o.x) && aligned(o.weight) && aligned(o.bias) && aligned(o.y) && aligned(o.z) && o.pre.aligned() && o.post.aligned();
   const bool known = with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -209,12 +210,12 @@ cudaError_t launch_row_norm(const RowNorm& n, const RowNormOperands& o, DType dt
     const std::int64_t packs = n.columns / N;
     const bool fits = all_aligned && n.columns % N == 0 && n.pre.packs_of(N) && n.post.packs_of(N);
     if (fits && packs <= 32) launch<T, 1, 1>(n, o, stream);
-    else if (fits && packs <= 64) launch<T, 2, 1>(n, o, stream);
-    else if (fits && packs <= 96) launch<T, 3, 1>(n, o, stream);
-    else if (fits && packs <= 160) launch<T, 5, 1>(n, o, stream);
-    else if (fits && packs <= 384) launch<T, 3, 4>(n, o, stream);
-    else if (fits && packs <= 640) launch<T, 5, 4>(n, o, stream);
-    else if (fits && packs <= 2048) launch<T, 8, 8>(n, o, stream);
+    else if (fits && packs <= 64) launch<T, 1, 2>(n, o, stream);
+    else if (fits && packs <= 96) launch<T, 1, 3>(n, o, stream);
+    else if (fits && packs <= 160) launch<T, 1, 5>(n, o, stream);
+    else if (fits && packs <= 256) launch<T, 1, 8>(n, o, stream);
+    else if (fits && packs <= 512) launch<T, 2, 8>(n, o, stream);
+    else if (fits && packs <= 1024) launch<T, 4, 8>(n, o, stream);
     else any_row_norm<T><<<static_cast<unsigned>(n.rows), 256, 0, stream>>>(n, o);
   });
   return known ? cudaGetLastError() : cudaErrorInvalidValue;
