@@ -135,7 +135,7 @@ def test_wrong_ids_show_their_error_on_the_node(page, server):
     said.first.wait_for()
     page.wait_for_timeout(1000)
     picture(page, "wrong_ids")
-    marked = page.evaluate("() => window.app.graph._nodes.filter(node => node.has_errors).map(node => node.type)")
+    marked = page.evaluate("() => Object.values(window.app.lastNodeErrors).map(errors => errors.class_type)")  # what frames nodes red
     assert marked == ["MultiGPUDiffusionModel"]
 
 
