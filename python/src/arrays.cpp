@@ -28,9 +28,9 @@ std::string class_name(nb::handle object) { return nb::cast<std::string>(nb::str
 
 template <typename Array>
 TensorView view_of(const Array& array, nb::handle object, const std::string& what) {
-  constexpr int kHost = 1, kPinned = 3;  // DLPack's kDLCPU and kDLCUDAHost
-  require(array.device_type() == kHost || array.device_type() == kPinned,
-          "[python] expected {} in host memory but got a {} on another device (DLPack device type {}); copy it with .cpu()", what,
+  constexpr int kHost = 1, kCuda = 2, kPinned = 3;  // DLPack's kDLCPU, kDLCUDA and kDLCUDAHost
+  require(array.device_type() == kHost || array.device_type() == kPinned || array.device_type() == kCuda,
+          "[python] expected {} in host memory or on a CUDA device but got a {} on another (DLPack device type {}); copy it with .cpu()", what,
           class_name(object), array.device_type());
   const auto dtype = array.dtype();
   const DTypeCode* found = nullptr;
@@ -38,7 +38,7 @@ TensorView view_of(const Array& array, nb::handle object, const std::string& wha
     if (static_cast<std::uint8_t>(known.code) == dtype.code && size_of(known.dtype) * 8 == dtype.bits && dtype.lanes == 1) found = &known;
   if (!found)
     fail("[python] expected {} of a floating or integer dtype but got DLPack dtype (code {}, {} bits)", what, int{dtype.code}, int{dtype.bits});
-  TensorView view{const_cast<void*>(static_cast<const void*>(array.data())), found->dtype, {}, {}};
+  TensorView view{const_cast<void*>(static_cast<const void*>(array.data())), found->dtype, {}, {}, array.device_type() != kCuda};
   for (std::size_t d = 0; d < array.ndim(); ++d) {
     view.shape.push_back(static_cast<std::int64_t>(array.shape(d)));
     view.strides.push_back(array.stride(d));
@@ -117,7 +117,10 @@ std::shared_ptr<weights::Source> weights_of(nb::handle source) {
   Arrays arrays;
   std::map<std::string, TensorView, std::less<>> views;
   const nb::object mapping = nb::module_::import_("builtins").attr("dict")(source);
-  for (auto& [name, view] : arrays.read_all(nb::cast<nb::dict>(mapping), "weight")) views.emplace(name, std::move(view));
+  for (auto& [name, view] : arrays.read_all(nb::cast<nb::dict>(mapping), "weight")) {
+    require(view.host, "[python] expected weight '{}' in host memory but got one on a device; copy it with .cpu()", name);
+    views.emplace(name, std::move(view));
+  }
   return weights::from_views("mapping", std::move(views), arrays.keep());
 }
 

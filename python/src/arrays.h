@@ -22,7 +22,7 @@ class Arrays {
  public:
   Arrays();
   /// A view of `array`, whatever its strides. `what` stands in messages: "input 'x'". Throws Error when it is no array, lies
-  /// on another device than the host, or has a dtype that the engine lacks.
+  /// neither in host memory nor on a CUDA device, or has a dtype that the engine lacks.
   TensorView read(nb::handle array, const std::string& what);
   /// The same for an array that the engine writes; throws Error when it cannot be written to.
   TensorView write(nb::handle array, const std::string& what);

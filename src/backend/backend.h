@@ -111,6 +111,8 @@ class Device {
   /// memory may be changed or freed on return of read(), and holds the result after synchronize() behind write().
   virtual void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) = 0;
   virtual void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) = 0;
+  /// Copies a tensor outside that lies on some device to one like it in host memory, and waits for it.
+  virtual void fetch(const TensorView& outside, const TensorView& host) = 0;
 };
 
 /// Opens devices: `position` of `count` virtual CPU devices get their share of the cores. Throws Error naming the device

@@ -41,6 +41,7 @@ void copy_loops(const char* source, DType s, char* target, DType t, const Loop* 
 }  // namespace
 
 void copy(const TensorView& source, const TensorView& target) {
+  require(source.host && target.host, "[copy] expected tensors in host memory but got one on a device");
   require(source.shape == target.shape, "[copy] expected shape {} but got {}", to_string(target.shape), to_string(source.shape));
   if (target.numel() == 0) return;
   std::vector<Loop> loops;

@@ -6,12 +6,14 @@
 
 namespace comfytp {
 
-/// Does not own its memory. Strides are in elements and may be anything, 0 included.
+/// Does not own its memory. Strides are in elements and may be anything, 0 included. Only views with `host` set may be looked into;
+/// others lie on a device and are for backends.
 struct TensorView {
   void* data = nullptr;
   DType dtype = DType::f32;
   Shape shape;
   Shape strides;
+  bool host = true;
 
   static TensorView dense(void* data, DType dtype, Shape shape) {
     auto strides = row_major_strides(shape);

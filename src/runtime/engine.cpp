@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <list>
 #include <mutex>
 
 #include "base/error.h"
@@ -97,6 +98,7 @@ struct Engine::State {
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   void connect(Program& program);
+  TensorView on_host(const TensorView& view, std::list<std::vector<std::byte>>& fetched);
   void load(Compiled& compiled);
   void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs);
 
@@ -176,12 +178,25 @@ void Engine::State::load(Compiled& compiled) {
   stats.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// A prompt's content decides whether it is known: one that lies on a device is fetched, which waits for the device.
+TensorView Engine::State::on_host(const TensorView& view, std::list<std::vector<std::byte>>& fetched) {
+  if (view.host) return view;
+  auto& bytes = fetched.emplace_back(static_cast<std::size_t>(view.bytes()));
+  const auto copy = TensorView::dense(bytes.data(), view.dtype, view.shape);
+  team->run([&](std::size_t d, backend::Device& device) {
+    if (d == 0) device.fetch(view, copy);
+  });
+  return copy;
+}
+
 void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
   std::vector<TensorView> prompt;
-  for (const auto& name : compiled.prompt_inputs) prompt.push_back(inputs.at(name));
+  std::list<std::vector<std::byte>> fetched;
+  for (const auto& name : compiled.prompt_inputs) prompt.push_back(on_host(inputs.at(name), fetched));
   const auto found = compiled.prompts.find(prompt);
 
   const auto slot = static_cast<std::size_t>(found.slot);
+  const bool alone = team->size() == 1;
   const auto executor = [&](std::size_t d) -> Executor& { return *compiled.executors[d][slot]; };
   team->run([&](std::size_t d, backend::Device& device) {
     char* kept = static_cast<char*>(compiled.prompt_memory[d]);
@@ -189,12 +204,13 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
     executor(d).bind({residency.arena(d), kept, residency.weights(d).generation()});
     if (!found.known) executor(d).run_prologue(device, inputs, *team->abort());
     executor(d).run_step(device, inputs, *team->abort());
+    if (alone) executor(d).write_outputs(device, outputs);
     device.synchronize();
   });
   compiled.prompts.confirm(found.slot);
   compiled.last_slot = found.slot;
-  // Only when all have succeeded, so that a failed call writes nothing.
-  team->run([&](std::size_t d, backend::Device& device) { executor(d).write_outputs(device, outputs); });
+  // Of several devices only when all have succeeded, so that a failed call writes nothing.
+  if (!alone) team->run([&](std::size_t d, backend::Device& device) { executor(d).write_outputs(device, outputs); });
 
   std::lock_guard lock(stats_mutex);
   ++stats.calls;

@@ -88,7 +88,7 @@ TEST(Lowering, ElementwiseOpsOverwriteTheirInputWhereItDies) {
   auto v = b.input("x", {64, 64}, DType::f32);
   for (int i = 0; i < 5; ++i) v = b.unary("silu", v);
   g.add_output("y", v);
-  EXPECT_EQ(Lowered(g).program.arena_bytes, 64 * 64 * 4 + 64) << "one buffer and a workspace";
+  EXPECT_EQ(Lowered(g).program.arena_bytes, 64 * 64 * 4 + runtime::kAlignment) << "one buffer and a workspace";
 }
 
 TEST(Lowering, AValueThatIsNeededLaterIsNotOverwritten) {
@@ -135,7 +135,7 @@ TEST(Lowering, WhatIsKeptOfAPromptIsReadButNotOverwritten) {
   g.add_output("y", b.unary("sin", y));
   g.add_output("x", x);
   const Lowered l(g);
-  EXPECT_EQ(l.program.prologue_bytes, 64);
+  EXPECT_EQ(l.program.prologue_bytes, runtime::kAlignment);
   expect_sound_places(l.program);
 }
 

@@ -80,10 +80,19 @@ class Recent(collections.OrderedDict):
 
 class Calls:
     """module: is read, never changed. engine: a _core.Programs whose keys are the module's. prompt_inputs: a pattern, or names
-    of arguments, that stay the same over many calls. Calls from several threads take turns while one captures."""
+    of arguments, that stay the same over many calls. gpu: where the engine runs on one GPU alone: tensors there are read and
+    written where they lie. Calls from several threads take turns while one captures."""
 
-    def __init__(self, module: torch.nn.Module, engine: Any, prompt_inputs: str | Iterable[str] = PROMPT_INPUTS, stats: Stats | None = None) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        engine: Any,
+        prompt_inputs: str | Iterable[str] = PROMPT_INPUTS,
+        stats: Stats | None = None,
+        gpu: torch.device | None = None,
+    ) -> None:
         self.stats = stats or Stats()
+        self._gpu = gpu
         self.last: Ready | None = None  # what served the last call
         self._module = module
         self._engine = engine
@@ -123,13 +132,14 @@ class Calls:
     def _run(self, arguments: Arguments, ready: Ready, engine: Any) -> Any:
         tensors = [arguments.leaves[i] for i in arguments.tensors]
         inputs = {
-            name: _host(tensor) for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None
+            name: _outside(tensor, self._gpu) for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None
         }
         device = next((t.device for t in tensors), torch.device("cpu"))
+        made_on = device if device == self._gpu else torch.device("cpu")
         leaves, outputs = [], {}
         for output in ready.program.outputs:
             if isinstance(output, Output):
-                result = torch.empty(output.shape, dtype=output.dtype, device="cpu")
+                result = torch.empty(output.shape, dtype=output.dtype, device=made_on)
                 outputs[output.name] = result.reshape(output.shape or (1,))
                 output = result
             leaves.append(output)
@@ -242,8 +252,16 @@ def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
     return Arguments(leaves, arguments.spec, arguments.names)
 
 
-def _host(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach().to("cpu")
+def one_gpu(devices: str) -> torch.device | None:
+    """The GPU of a list that is one alone ("cuda:0", "cuda:0@10GiB")."""
+    found = re.fullmatch(r"(cuda:\d+)(@.*)?", devices.strip())
+    return torch.device(found[1]) if found else None
+
+
+def _outside(tensor: torch.Tensor, gpu: torch.device | None) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.device != gpu:
+        tensor = tensor.to("cpu")
     return tensor if tensor.dim() else tensor.reshape(1)
 
 

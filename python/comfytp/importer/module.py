@@ -11,7 +11,7 @@ import torch
 
 from .. import _core
 from ..engine import device_list
-from .calls import PROMPT_INPUTS, Calls, Stats
+from .calls import PROMPT_INPUTS, Calls, Stats, one_gpu
 from .snapshot import Snapshot
 from .unsupported import Unsupported
 
@@ -184,7 +184,7 @@ class SplitModule(torch.nn.Module):
         if old is None or not old.same_weights(new):
             self._new_engine(new.weights)
             if self._calls is None:
-                self._calls = Calls(self._module, self._engine, self._prompt_inputs, self._stats)
+                self._calls = Calls(self._module, self._engine, self._prompt_inputs, self._stats, one_gpu(self._engine_arguments[0]))
             self._calls.renew(new.hash, self._engine)
             return new
         if other:

@@ -85,11 +85,13 @@ void CpuDevice::release(void* memory, std::int64_t bytes) {
 }
 
 void CpuDevice::read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) {
+  require(outside.host, "[copy] expected a tensor in host memory for {} but got one on a GPU", spec_.name());
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   CopyPlan(type.shape, outside.dtype, outside.strides, type.dtype, graph::strides_of(type.shape, order)).run(outside.data, data);
 }
 
 void CpuDevice::write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) {
+  require(outside.host, "[copy] expected a tensor in host memory for {} but got one on a GPU", spec_.name());
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   CopyPlan(type.shape, type.dtype, graph::strides_of(type.shape, order), outside.dtype, outside.strides).run(data, outside.data);
 }

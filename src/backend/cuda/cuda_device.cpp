@@ -39,9 +39,11 @@ void CudaDevice::attach() {
   check(cublasLtCreate(&context_.cublas), "starting cuBLASLt");
   check(cudnnCreate(&context_.cudnn), "starting cuDNN");
   check(cudnnSetStream(context_.cudnn, context_.stream), "giving cuDNN a stream");
+  check(cudaEventCreateWithFlags(&outside_, cudaEventDisableTiming), "making an event");
 }
 
 CudaDevice::~CudaDevice() {
+  if (outside_) cudaEventDestroy(outside_);
   if (context_.cudnn) cudnnDestroy(context_.cudnn);
   if (context_.cublas) cublasLtDestroy(context_.cublas);
   if (context_.stream) cudaStreamDestroy(context_.stream);
@@ -137,7 +139,7 @@ double CudaDevice::time(const std::function<void()>& launches) {
 void CudaDevice::synchronize() {
   check(cudaStreamSynchronize(context_.stream), "running");
   for (const auto& w : host_writes_)
-    copy({staging_.data() + w.offset, w.type.dtype, w.type.shape, graph::strides_of(w.type.shape, w.order)}, w.outside);
+    copy(TensorView::dense(staging_.data() + w.offset, w.outside.dtype, w.outside.shape), w.outside);
   host_writes_.clear();
   staged_ = 0;
 }
@@ -152,31 +154,48 @@ char* CudaDevice::stage(std::int64_t bytes) {
   return place;
 }
 
-bool CudaDevice::on_device(const void* memory) const {
-  cudaPointerAttributes attributes{};
-  check(cudaPointerGetAttributes(&attributes, memory), "asking where a tensor is");
-  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+// A tensor in device memory was made in the order of the default stream, on which its library waits for its own (DLPack).
+void CudaDevice::after_default_stream() {
+  check(cudaEventRecord(outside_, cudaStreamLegacy), "waiting for a tensor");
+  check(cudaStreamWaitEvent(context_.stream, outside_), "waiting for a tensor");
 }
 
+// The GPU converts and reorders: from page-locked memory it reads through the bus itself.
 void CudaDevice::read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) {
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   const auto strides = graph::strides_of(type.shape, order);
-  if (on_device(outside.data))
+  if (!outside.host) {
+    after_default_stream();
     return check(launch_copy(plan_copy(type.shape, outside.dtype, outside.strides, type.dtype, strides), outside.data, data, context_.stream), "copying");
-  char* staged = stage(type.bytes());
-  copy(outside, {staged, type.dtype, type.shape, strides});
-  check(cudaMemcpyAsync(data, staged, static_cast<std::size_t>(type.bytes()), cudaMemcpyHostToDevice, context_.stream), "copying to the device");
+  }
+  char* staged = stage(outside.bytes());
+  const auto dense = TensorView::dense(staged, outside.dtype, outside.shape);
+  copy(outside, dense);
+  if (outside.dtype == type.dtype && graph::same_memory(type.shape, order, graph::row_major(type.shape.size())))
+    return check(cudaMemcpyAsync(data, staged, static_cast<std::size_t>(type.bytes()), cudaMemcpyHostToDevice, context_.stream), "copying to the device");
+  check(launch_copy(plan_copy(type.shape, outside.dtype, dense.strides, type.dtype, strides), staged, data, context_.stream), "copying to the device");
+}
+
+void CudaDevice::fetch(const TensorView& outside, const TensorView& host) {
+  after_default_stream();
+  char* staged = stage(outside.bytes());
+  const auto dense = row_major_strides(outside.shape);
+  check(launch_copy(plan_copy(outside.shape, outside.dtype, outside.strides, outside.dtype, dense), outside.data, staged, context_.stream), "copying");
+  host_writes_.push_back({staged - staging_.data(), host});
+  synchronize();
 }
 
 void CudaDevice::write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) {
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
-  if (on_device(outside.data)) {
-    const auto strides = graph::strides_of(type.shape, order);
+  const auto strides = graph::strides_of(type.shape, order);
+  if (!outside.host) {
+    after_default_stream();
     return check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, outside.strides), data, outside.data, context_.stream), "copying");
   }
-  char* staged = stage(type.bytes());
-  check(cudaMemcpyAsync(staged, data, static_cast<std::size_t>(type.bytes()), cudaMemcpyDeviceToHost, context_.stream), "copying from the device");
-  host_writes_.push_back({staged - staging_.data(), type, order, outside});
+  char* staged = stage(outside.bytes());
+  check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, row_major_strides(type.shape)), data, staged, context_.stream),
+        "copying from the device");
+  host_writes_.push_back({staged - staging_.data(), outside});
 }
 
 }  // namespace comfytp::backend::cuda

@@ -28,24 +28,24 @@ class CudaDevice final : public Device {
   void synchronize() override;
   void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override;
   void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override;
+  void fetch(const TensorView& outside, const TensorView& host) override;
 
  private:
-  bool on_device(const void* memory) const;
-
   DeviceSpec spec_;
   Context context_;
   std::int64_t allocated_ = 0;
   PinnedBuffer staging_;
   std::int64_t staged_ = 0;  ///< bytes of staging_ in use since the last synchronize()
   struct HostWrite {
-    std::int64_t offset;     ///< in staging_
-    graph::Type type;
-    graph::Order order;
+    std::int64_t offset;  ///< in staging_, dense and row-major, of the outside tensor's dtype
     TensorView outside;
   };
   std::vector<HostWrite> host_writes_;  ///< what synchronize() finishes
   /// A place for so many bytes in staging_; may synchronise.
   char* stage(std::int64_t bytes);
+  cudaEvent_t outside_ = nullptr;
+  /// What is queued from now on runs behind what the default stream has now.
+  void after_default_stream();
 };
 
 }  // namespace comfytp::backend::cuda
