@@ -45,7 +45,9 @@ class Small(torch.nn.Module):
         if kind == "mask":
             return y[:, : int(mask.sum())]
         if kind == "sort":
-            return y.sort(-1)[0]
+            return y.sort(-1)[0] * scale
+        if kind == "drop":
+            return torch.native_dropout(y, 0.5, False)[0]
         if kind == "named":
             return Result(y, y + steps)
         return y
@@ -175,6 +177,40 @@ def test_unknown_op_is_named_in_one_warning_and_run_by_torch(module):
     same(split(x_of()), module(x_of()))
     stats = split.engine_stats()
     assert stats["torch_fallbacks"] == 3 and stats["engine_calls"] == 1
+
+
+def test_call_that_cannot_be_captured_is_not_tried_for_ever(module, monkeypatch):
+    tried = []
+    real = importer_calls.import_call
+    monkeypatch.setattr(importer_calls, "import_call", lambda *args: tried.append(args) or real(*args))
+    split = comfytp.split(module)
+    with pytest.warns(UserWarning, match=r"op aten.sort") as warned:
+        for scale in range(10):
+            same(split(x_of(), scale=scale, kind="sort"), module(x_of(), scale=scale, kind="sort"))
+    assert len(tried) == 4 and len([w for w in warned if "comfytp" in str(w.message)]) == 1
+
+
+def test_op_with_arguments_that_its_translation_does_not_know_is_run_by_torch(module):
+    with pytest.warns(UserWarning, match="op aten.native_dropout.default is not supported as it is used in"):
+        same(comfytp.split(module)(x_of(), kind="drop"), module(x_of(), kind="drop"))
+
+
+def test_module_that_cannot_be_copied_is_run_by_torch(module):
+    module.guard = threading.Lock()
+    with pytest.warns(UserWarning, match="cannot be captured: TypeError"):
+        same(comfytp.split(module)(x_of()), module(x_of()))
+
+
+def test_capture_writes_to_no_argument(module):
+    class Writing(Small):
+        def forward(self, x, ids):
+            ids += 1
+            return super().forward(x)[: int(ids.sum())]
+
+    ids = torch.tensor([1, 2])
+    with pytest.warns(UserWarning, match="writes to its input"):
+        comfytp.split(Writing())(x_of(), ids)
+    assert ids.tolist() == [2, 3]
 
 
 def test_argument_of_an_unknown_class_is_named(module):
@@ -399,6 +435,7 @@ def test_bad_devices_are_refused_at_once(module, devices):
 
 
 def test_long_capture_says_so(module, monkeypatch, capfd):
+    monkeypatch.setattr(importer_calls, "_PROGRESS_AFTER", 3600.0)
     comfytp.split(module)(x_of())
     assert capfd.readouterr().err == ""
     monkeypatch.setattr(importer_calls, "_PROGRESS_AFTER", 0.0)

@@ -341,7 +341,8 @@ def test_only_the_programs_used_last_are_kept(monkeypatch):
         same(split(x_of(1, size, 8)), module(x_of(1, size, 8)))
     kept = split._calls._ready
     assert len(kept) == 3 and {ready.program.outputs[0].shape[1] for ready in kept.values()} == {3, 1, 4}
-    same(split(x_of(1, 2, 8)), module(x_of(1, 2, 8)))
+    for size in (2, 1, 3, 4) * 5:
+        same(split(x_of(1, size, 8)), module(x_of(1, size, 8)))
     stats = split.engine_stats()
-    assert stats["captures"] == 4  # it comes from the disk
+    assert stats["captures"] == 4  # they come from the disk, however often
     assert stats["torch_fallbacks"] == 0

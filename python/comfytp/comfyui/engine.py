@@ -8,8 +8,6 @@ import comfy.utils
 import torch
 
 from .. import _core
-from ..importer import Unsupported
-from ..importer.calls import Calls
 from ..importer.dtypes import NAMES
 from . import callouts
 from .modes import Layout
@@ -95,25 +93,6 @@ class Engine:
 
     def update(self, keys: set[str]) -> None:
         self.programs.update(keys, _Watch(self.programs))
-
-
-class EngineCalls(Calls):
-    """A forward that the engine refuses is one that cannot be captured, and is not tried again."""
-
-    def __init__(self, module: torch.nn.Module, engine: Engine) -> None:
-        super().__init__(module, engine)
-        self._compiled: dict[int, Any] = {}
-
-    def _program(self, *args: Any) -> Any:
-        try:
-            program = super()._program(*args)
-            self._compiled[id(program)] = super()._compile(program)
-        except _core.Error as error:
-            raise Unsupported(str(error)) from error
-        return program
-
-    def _compile(self, program: Any) -> Any:
-        return self._compiled.pop(id(program))
 
 
 class _Watch:

@@ -11,9 +11,10 @@ import comfy.model_management
 import torch
 
 from ..importer import Unsupported
+from ..importer.calls import Calls
 from . import callouts, counters, modes, report
 from .devices import torch_device
-from .engine import Engine, EngineCalls, Reader
+from .engine import Engine, Reader
 from .patched_weights import PatchedWeights, Unreadable
 from .patcher import Satellite, SplitPatcher
 from .site import Site, split_arguments, visible
@@ -44,7 +45,7 @@ class SplitModel:
         self._reader = Reader()
         self._engine: Engine | None = None
         self._layout: modes.Layout | None = None
-        self._sites: dict[str, tuple[Site, EngineCalls]] = {}
+        self._sites: dict[str, tuple[Site, Calls]] = {}
         self._resized: Mapping[str, Any] = {}
         self._state: Any = None
         self._signatures: dict[str, Any] = {}
@@ -108,7 +109,7 @@ class SplitModel:
         self._tell(patcher, calls.last.compiled, before, after, time.monotonic() - start)
         return result
 
-    def _attempt(self, site: Site, calls: EngineCalls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+    def _attempt(self, site: Site, calls: Calls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
         live = self._engine.live = site.live
         live.options, live.functions = dict(options), callouts.functions(options)
         sites = callouts.address_list(options)
@@ -128,7 +129,7 @@ class SplitModel:
         finally:
             live.options, live.functions = {}, {}
 
-    def _learn(self, site: Site, calls: EngineCalls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+    def _learn(self, site: Site, calls: Calls, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
         for _ in range(_MOST_TRIES):
             known = set(site.wanted.names)
             shown, hidden = visible(options, site.wanted)
@@ -139,11 +140,11 @@ class SplitModel:
                     raise
         raise Unsupported(f"the model reads more than {_MOST_TRIES} entries of transformer_options")
 
-    def _site(self, module: torch.nn.Module, name: str) -> tuple[Site, EngineCalls]:
+    def _site(self, module: torch.nn.Module, name: str) -> tuple[Site, Calls]:
         if name not in self._sites:
             # Messages of a capture name the class.
             site = type(type(module).__name__, (Site,), {})(module, name, self._resized)
-            self._sites[name] = site, EngineCalls(site, self._engine)
+            self._sites[name] = site, Calls(site, self._engine)
         return self._sites[name]
 
     def _patcher(self) -> SplitPatcher | None:

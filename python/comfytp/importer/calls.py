@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_unflatten
 
-from .. import Graph
+from .. import Graph, _core
 from . import cache
 from .key import Arguments, arguments_of, content_hash, module_hash
 from .program import Output, Program, import_call
@@ -55,7 +55,7 @@ class _Variants:
     inputs: set[int] = dataclasses.field(default_factory=set)  # leaves that are numbers and became inputs
     fixed: set[int] = dataclasses.field(default_factory=set)  # those that cannot
     contents: bool = False  # what small tensors hold is part of the key
-    captures: int = 0
+    tried: set[Any] = dataclasses.field(default_factory=set)  # keys that were captured, or could not be
 
 
 class Recent(collections.OrderedDict):
@@ -167,13 +167,15 @@ class Calls:
                 return arguments, found
             if refusal := self._refused.get(key):
                 raise Unsupported(refusal)
-            if variants.captures >= _MOST_VARIANTS:
+            if key not in variants.tried and len(variants.tried) >= _MOST_VARIANTS:
+                refusal = next((self._refused[tried] for tried in variants.tried if tried in self._refused), None)
                 raise Unsupported(
-                    f"{type(self._module).__name__} has been captured {variants.captures} times for calls that differ in numbers or "
+                    refusal
+                    or f"{type(self._module).__name__} has been captured {len(variants.tried)} times for calls that differ in numbers or "
                     f"contents of {', '.join(self._varying(given, variants))} alone"
                 )
             try:
-                program = self._program(key, arguments, contents)
+                ready = self._compile(self._program(key, arguments, contents))
             except Unsupported as error:
                 if variants.inputs - variants.fixed:
                     variants.fixed |= variants.inputs
@@ -181,11 +183,12 @@ class Calls:
                 elif not variants.contents and self._contents(arguments):
                     variants.contents = True
                 else:
+                    variants.tried.add(key)
                     self._refused[key] = str(error)
                     raise
                 continue
-            variants.captures += 1
-            self._ready[key] = self._compile(program)
+            variants.tried.add(key)
+            self._ready[key] = ready
 
     def _learn_numbers(self, arguments: Arguments, variants: _Variants) -> None:
         """A number that was another one in an earlier call becomes an input, and one that goes with the step at once."""
@@ -241,7 +244,10 @@ class Calls:
                 self._engine.add_weights({self._tables[content]: table})
             renamed[key] = self._tables[content]
         graph = re.sub(r'key="(table\.\d+)"', lambda m: f'key="{renamed[m[1]]}"', graph)
-        return Ready(program, self._engine.compile(Graph.parse(graph)))
+        try:
+            return Ready(program, self._engine.compile(Graph.parse(graph)))
+        except _core.Error as error:
+            raise Unsupported(str(error)) from error
 
 
 def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:

@@ -104,12 +104,12 @@ def capture(module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Map
     Raises Unsupported when torch cannot capture it.
     """
     mode = FakeTensorMode()
+    contents = {i: tensor.detach().to("cpu", copy=True) for i, tensor in (contents or {}).items()}  # code may write to them
     inputs = [_fake(mode, leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
     fixed = [None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves]
     with _ONE_AT_A_TIME, _undisturbed(module):
-        forward = _Forward(_copy_with_fakes(module, mode), fixed, spec, contents or {})
-        forward.eval()
         try:
+            forward = _Forward(_copy_with_fakes(module, mode), fixed, spec, contents).eval()
             program = torch.export.export(forward, tuple(inputs), strict=False)
             program = program.run_decompositions(_decompositions())
         except Unsupported:

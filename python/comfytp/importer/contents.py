@@ -16,6 +16,7 @@ _READERS = {
     torch.Tensor.__float__,
     torch.Tensor.__index__,
 }
+_WRITING_OPERATORS = {"__setitem__", *(f"__i{op}__" for op in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"))}
 _MOST_ELEMENTS = 1 << 20
 
 
@@ -50,7 +51,7 @@ class KnownContents(TorchFunctionMode):
     def _forget_written(self, func: Any, args: Any) -> None:
         """A known tensor that something unknown was written to is known no more."""
         name = getattr(func, "__name__", "")
-        if args and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
+        if args and (name in _WRITING_OPERATORS or (name.endswith("_") and not name.endswith("__"))):
             self._real.pop(id(args[0]), None)
 
     @staticmethod

@@ -39,7 +39,8 @@ def import_call(module: torch.nn.Module, leaves: list[Any], spec: Any, names: Se
     part of what the program is made for. Raises Unsupported."""
     captured = capture(module, leaves, spec, contents)
     find_norms(captured.module.graph)
-    writer = Translator(captured, {**_known(module, captured), **(contents or {})}, varies, names).run()
+    known = {name: tensor.detach().to("cpu") for name, tensor in {**_known(module, captured), **(contents or {})}.items()}
+    writer = Translator(captured, known, varies, names).run()
     outputs: list[Any] = []
     for i, value in enumerate(captured.outputs):
         if isinstance(value, torch.fx.Node):
@@ -58,5 +59,5 @@ def _known(module: torch.nn.Module, captured: Captured) -> dict[Any, torch.Tenso
     known: dict[Any, torch.Tensor] = dict(captured.constants)
     for kind, name in captured.sources.values():
         if kind == "buffer":
-            known[name] = buffers[name].detach()
+            known[name] = buffers[name]
     return known

@@ -104,12 +104,12 @@ class Translator:
             return values[node.args[1]]
         if not isinstance(target, torch._ops.OpOverload):
             raise Unsupported(f"op {target} at {_place(node) or node.name} is not supported")
-        if self._is_known(node):
-            return self._fold(node)
-        name = str(target).removeprefix("aten.")
-        args = torch.fx.map_arg(node.args, self._argument)
-        kwargs = torch.fx.map_arg(node.kwargs, self._argument)
         try:
+            if self._is_known(node):
+                return self._fold(node)
+            name = str(target).removeprefix("aten.")
+            args = torch.fx.map_arg(node.args, self._argument)
+            kwargs = torch.fx.map_arg(node.kwargs, self._argument)
             if any(isinstance(a, Pair) for a in _flat(args)) or _is_complex(node.meta.get("val")):
                 entry = COMPLEX.get(name) or COMPLEX.get(name.partition(".")[0])
                 if entry is None:
@@ -121,6 +121,8 @@ class Translator:
             return self._checked(node, entry(self, node, *args, **kwargs))
         except Unsupported as error:
             raise Unsupported(f"{error} (in {_place(node) or node.name})") from None
+        except Exception as error:  # arguments that the entry does not know, operands that the engine's op does not take
+            raise Unsupported(f"op {target} is not supported as it is used in {_place(node) or node.name}: {type(error).__name__}: {error}") from error
 
     def _checked(self, node: torch.fx.Node, result: Any) -> Any:
         """The result has the captured shape and dtype, or the entry is wrong."""
