@@ -3,6 +3,7 @@
 Of the twenty checks: 9 TestControl, 10 to 13 the patches inside a model and EasyCache, 14 TestConditioning."""
 
 import logging
+import unittest.mock
 
 import comfy.cldm.cldm
 import comfy.controlnet
@@ -398,6 +399,28 @@ class TestFallBack:
         block.forward = lambda x, emb: type(block).forward(block, x, emb) * 0.5
         message = self.run_and_warn(caplog, split_model(plain, "0,1"), plain)
         assert "'middle_block.0'" in message
+
+    @pytest.mark.parametrize("before", [False, True], ids=["at the first call", "after calls of the engine"])
+    def test_another_method_that_is_swapped_for_the_time_of_a_call(self, before, caplog):
+        """As nodes do that skip steps: by a model_function_wrapper."""
+        plain = models.flux()
+        module = plain.model.diffusion_model
+
+        def other(self, *args, **kwargs):
+            return type(self).forward_orig(self, *args, **kwargs) * 0.5
+
+        def swapped(apply_model, given):
+            with unittest.mock.patch.object(module, "forward_orig", other.__get__(module)):
+                return apply_model(given["input"], given["timestep"], **given["c"])
+
+        wrapped = plain.clone()
+        wrapped.set_model_unet_function_wrapper(swapped)
+        if before:
+            models.sample(split_model(plain, "0,1"), "flux")
+        caplog.set_level(logging.WARNING, logger="comfytp")
+        got, expected = (models.sample(patcher, "flux") for patcher in (split_model(wrapped, "0,1"), wrapped))
+        assert torch.equal(got, expected) and "the forward_orig of" in caplog.text
+        assert models.relative(models.sample(split_model(plain, "0,1"), "flux"), models.sample(plain, "flux")) < TOLERANCE
 
     def test_a_foreign_forward_on_the_whole_with_a_lora(self, caplog):
         plain = models.sd15()

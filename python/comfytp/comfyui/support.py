@@ -1,5 +1,7 @@
 """Decides whether a call can be given to the engine: what other nodes put on a model must be honoured or left to PyTorch."""
 
+import functools
+import types
 from typing import Any
 
 import torch
@@ -27,12 +29,17 @@ def _foreign_forward(module: torch.nn.Module, original: Any) -> str | None:
     if getattr(original, "__self__", None) is not module or getattr(original, "__func__", None) is not _of_class(module, name):
         return f"{name_of(original)} stands in for the model's forward"
     for path, part in module.named_modules():
-        for name in ("forward", "_forward"):
-            if name in vars(part):
-                return f"{name_of(vars(part)[name])} stands in for the {name} of '{path}'"
+        if not _methods(type(part)).isdisjoint(vars(part)):
+            name = min(_methods(type(part)).intersection(vars(part)))
+            return f"{name_of(vars(part)[name])} stands in for the {name} of '{path}'"
         if part._forward_hooks or part._forward_pre_hooks:
             return f"a forward hook stands on '{path}'"
     return None
+
+
+@functools.cache
+def _methods(cls: type) -> frozenset[str]:
+    return frozenset(name for base in cls.__mro__ for name, value in vars(base).items() if isinstance(value, types.FunctionType))
 
 
 def _of_class(module: torch.nn.Module, name: str) -> Any:
