@@ -20,7 +20,7 @@ help:
 
 setup: build/.setup-dev build/.setup-sanitize
 
-build/.setup-%: scripts/setup requirements-build.txt requirements-dev.txt
+build/.setup-%: scripts/setup requirements-build.txt requirements-dev.txt requirements-cuda12.txt requirements-cuda13.txt
 	scripts/setup $*
 	@touch $@
 

@@ -19,7 +19,7 @@ class Denoiser:
     weights: the path of a safetensors file (single-file checkpoint or bare denoiser), an index or a diffusers folder; or a
         mapping of their keys to arrays, such as a state_dict. They stay in their dtype and are decoded at use.
     devices, mesh, placement, timeout: as in Engine.
-    compute: "f32" or "bf16", the dtype of the arithmetic; sums and norms are f32 in both.
+    compute: "f32", "bf16" or, on GPUs, "f16", the dtype of the arithmetic; sums and norms are f32 in all.
     heads, head_dim: number or width of the attention heads where the family's rule (8 heads for SD1.x, width 64 for the
         others) does not hold: shapes do not tell.
 
@@ -60,7 +60,8 @@ class Denoiser:
         control: ControlNet residuals, {"down": [one for each skip, from the first], "middle": one}, each of its skip's
             shape; diffusers' names down_block_additional_residuals and mid_block_additional_residual work too.
 
-        All are arrays in host memory that speak DLPack, of any floating dtype and any strides, and are read where they lie.
+        All are arrays that speak DLPack, of any floating dtype and any strides, in host memory or, where the model runs on one GPU
+        alone, on that GPU; they are read where they lie.
         The result comes in the library and the dtype of x (f32 for fp8). Other Python threads
         run meanwhile; Ctrl-C ends the call. Raises Error naming the input, Cancelled, Timeout.
         """

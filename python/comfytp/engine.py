@@ -51,8 +51,8 @@ class Engine:
     def run(self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One call: named inputs to named outputs.
 
-        inputs: an array for each input of the graph, of its shape, in host memory, of any floating dtype and any strides;
-            they are read where they lie.
+        inputs: an array for each input of the graph, of its shape, of any floating dtype and any strides, in host memory or,
+            where the engine runs on one GPU alone, on that GPU; they are read where they lie.
         out: arrays to write some or all outputs to, of their shape and any floating dtype. The others are made: in the
             library of the first input and the graph's dtype (f32 where that library lacks it, as numpy lacks bf16).
 

@@ -86,6 +86,8 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual const DeviceSpec& spec() const = 0;
+  /// What it queues its work on, once attached (CUDA: its stream); null for a device that computes in the host's memory.
+  virtual void* queue() const { return nullptr; }
   /// What graph::fuse does for this device.
   virtual graph::Fusion fusion() const = 0;
   /// Called first on the worker thread: affinity, thread counts, contexts.

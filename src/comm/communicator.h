@@ -33,6 +33,12 @@ class Communicator {
   /// Rank r has [bounds[r], bounds[r+1]) of dimension dim and gets [need_lo[r], need_hi[r]).
   virtual void halo_exchange(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds,
                              const std::vector<std::int64_t>& need_lo, const std::vector<std::int64_t>& need_hi) = 0;
+  /// As all_gather, of what does not change from the first call on for as long as the group is used (weights).
+  virtual void fetch(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) {
+    all_gather(in, out, dim, bounds);
+  }
+  /// Throws what a call that was queued here has met: call it when the device is through with what it was given.
+  virtual void check() {}
 };
 
 /// Communicators of one group whose ranks are threads of this process and whose memory all of them can read.

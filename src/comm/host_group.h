@@ -25,14 +25,16 @@ struct Request {
 class HostGroup {
  public:
   HostGroup(std::vector<std::string> names, std::shared_ptr<Abort> abort, std::chrono::duration<double> timeout);
+  virtual ~HostGroup() = default;
 
   int size() const { return static_cast<int>(names_.size()); }
   /// Tells the others what this rank calls and waits for what they call. What is returned stays until this rank's next meet().
   const std::vector<Request>& meet(int rank, Request request);
   /// Waits until all ranks have come here.
   void wait(int rank);
-  void wake();
-  void reset();
+  /// Of the abort: wakes all ranks; makes the group as new.
+  virtual void wake();
+  virtual void reset();
   const std::string& name(int rank) const { return names_[static_cast<std::size_t>(rank)]; }
 
  private:

@@ -23,7 +23,8 @@ void run_collective(const CollectiveCall& call, const void* in_data, void* out_d
   const auto dim = static_cast<int>(a.integer("dim"));
   const auto& bounds = a.ints("bounds");
   if (op == "reduce_scatter") return c.reduce_scatter(in, out, dim, bounds);
-  if (op == "all_gather" || op == "fetch_weight") return c.all_gather(in, out, dim, bounds);
+  if (op == "all_gather") return c.all_gather(in, out, dim, bounds);
+  if (op == "fetch_weight") return c.fetch(in, out, dim, bounds);
   require(op == "halo_exchange", "[runtime] expected a collective of comm but got '{}'", op);
   c.halo_exchange(in, out, dim, bounds, a.ints("need_lo"), a.ints("need_hi"));
 }

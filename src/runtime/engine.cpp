@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "base/error.h"
+#include "comm/device_group.h"
 #include "graph/rewrites.h"
 #include "graph/text.h"
 #include "runtime/collectives.h"
@@ -67,6 +68,8 @@ struct Engine::State {
   State(EngineOptions o, std::shared_ptr<const weights::Source> source)
       : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)) {
     stats.collective_seconds.resize(team->size());
+    ranks.resize(team->size());
+    team->run([&](std::size_t d, backend::Device& device) { ranks[d] = {device.spec().name(), device.spec().index, device.queue()}; });
     measure();
   }
 
@@ -105,6 +108,7 @@ struct Engine::State {
   const EngineOptions options;
   const std::shared_ptr<Team> team;
   Residency residency;
+  std::vector<comm::DeviceRank> ranks;  // by device
   std::map<std::vector<std::int64_t>, std::vector<std::unique_ptr<comm::Communicator>>> groups;  // by the devices' numbers
 
   std::mutex calls, running_mutex;
@@ -154,9 +158,9 @@ void Engine::State::connect(Program& program) {
       const auto& devices = attrs.ints("group");
       auto& group = groups[devices];
       if (group.empty()) {
-        std::vector<std::string> names;
-        for (auto d : devices) names.push_back(team->name(static_cast<std::size_t>(d)));
-        group = comm::host_group(names, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
+        std::vector<comm::DeviceRank> members;
+        for (auto d : devices) members.push_back(ranks.at(static_cast<std::size_t>(d)));
+        group = comm::device_group(members, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
       }
       launch.collective->communicator = group.at(static_cast<std::size_t>(attrs.integer("rank"))).get();
     }
@@ -206,6 +210,7 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
     executor(d).run_step(device, inputs, *team->abort());
     if (alone) executor(d).write_outputs(device, outputs);
     device.synchronize();
+    executor(d).check_collectives();
   });
   compiled.prompts.confirm(found.slot);
   compiled.last_slot = found.slot;

@@ -59,6 +59,12 @@ void Executor::read_inputs(backend::Device& device, const std::map<std::string, 
       device.read(part_of(inputs.at(binding.name), binding.box), at(binding.place), binding.type, binding.order);
 }
 
+void Executor::check_collectives() const {
+  for (const auto* launches : {&program_.prologue, &program_.step})
+    for (const auto& launch : *launches)
+      if (launch.collective) launch.collective->communicator->check();
+}
+
 void Executor::write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs) {
   for (const auto& binding : program_.outputs)
     if (numel(binding.type.shape) > 0)
@@ -112,6 +118,7 @@ std::vector<double> Executor::time_launches(backend::Device& device, const comm:
     const auto start = std::chrono::steady_clock::now();
     once();
     device.synchronize();
+    launch.collective->communicator->check();
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return seconds;

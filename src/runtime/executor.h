@@ -29,6 +29,8 @@ class Executor {
   void run_prologue(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
   /// Reads the other inputs and runs the step.
   void run_step(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
+  /// Throws what collectives have met that the device ran; behind its synchronize().
+  void check_collectives() const;
   /// Writes this device's parts of the outputs.
   void write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs);
   /// The whole step, if nothing in it runs on the host; otherwise 0. Results of the prologue are lost.

@@ -15,6 +15,7 @@ class CudaDevice final : public Device {
   ~CudaDevice() override;
 
   const DeviceSpec& spec() const override { return spec_; }
+  void* queue() const override { return context_.stream; }
   graph::Fusion fusion() const override { return graph::Fusion::passes; }
   void attach() override;
   std::unique_ptr<Kernel> compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) override;

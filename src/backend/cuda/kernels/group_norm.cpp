@@ -15,7 +15,7 @@ GroupNorm sizes_of(const Site& site) {
   norm.rows = 1;
   for (std::size_t d = 2; d < x.size(); ++d) norm.rows *= x[d];
   norm.groups = static_cast<int>(site.attrs().integer("groups"));
-  norm.pieces = group_pieces(norm.samples, norm.rows);
+  divide(norm, site.in[0].type.dtype);
   return norm;
 }
 

@@ -9,19 +9,21 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A block sums one piece of a sample's rows: threads stand side by side along the channels, `lanes` rows at a time, each over its own
-// channels, with kAhead rows in flight.
+// A block sums one piece of a sample's rows over some of its groups: threads stand side by side along the channels, `lanes` rows at a
+// time, each over its own channels, with kAhead rows in flight.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) group_sums(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, float* sums, float* shifts) {
   constexpr int kAhead = 4;
-  extern __shared__ float2 cells[];  // [lanes][channels]
+  extern __shared__ float2 cells[];  // [lanes][channels of the block]
   const std::int64_t sample = blockIdx.y, first = blockIdx.x * piece, last = min(first + piece, n.rows);
-  const int packs = static_cast<int>(n.channels / N), group = static_cast<int>(n.channels / n.groups);
+  const int group = static_cast<int>(n.channels / n.groups), channels = n.at_once * group, packs = channels / N;
+  const int first_group = blockIdx.z * n.at_once;
   const int across = min(packs, kThreads), lanes = kThreads / across;
   const int lane = threadIdx.x / across, column = threadIdx.x % across;
-  const T* origin = x + sample * n.rows * n.channels;
+  const T* origin = x + sample * n.rows * n.channels + std::int64_t{first_group} * group;
+  const std::int64_t set = sample * n.groups + first_group;
   if (blockIdx.x == 0)
-    for (int g = threadIdx.x; g < n.groups; g += kThreads) shifts[sample * n.groups + g] = n.rows ? to_float(origin[std::int64_t{g} * group]) : 0.f;
+    for (int g = threadIdx.x; g < n.at_once; g += kThreads) shifts[set + g] = n.rows ? to_float(origin[g * group]) : 0.f;
   if (lane < lanes) {
     for (int pack = column; pack < packs; pack += across) {
       float shift[N], sum[N], squares[N];
@@ -57,16 +59,16 @@ __global__ void __launch_bounds__(kThreads) group_sums(const __grid_constant__ G
         }
       }
 #pragma unroll
-      for (int i = 0; i < N; ++i) cells[lane * n.channels + pack * N + i] = {sum[i], squares[i]};
+      for (int i = 0; i < N; ++i) cells[lane * channels + pack * N + i] = {sum[i], squares[i]};
     }
   }
   __syncthreads();
   // A warp a group.
   const int count = lanes * group;
-  for (int g = threadIdx.x / 32; g < n.groups; g += kThreads / 32) {
+  for (int g = threadIdx.x / 32; g < n.at_once; g += kThreads / 32) {
     float sum = 0, squares = 0;
     for (int k = threadIdx.x % 32; k < count; k += 32) {
-      const float2 cell = cells[(k / group) * n.channels + g * group + k % group];
+      const float2 cell = cells[(k / group) * channels + g * group + k % group];
       sum += cell.x;
       squares += cell.y;
     }
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) group_sums(const __grid_constant__ G
       sum += __shfl_xor_sync(~0u, sum, k);
       squares += __shfl_xor_sync(~0u, squares, k);
     }
-    if (threadIdx.x % 32 == 0) reinterpret_cast<float2*>(sums)[(sample * n.groups + g) * n.pieces + blockIdx.x] = {sum, squares};
+    if (threadIdx.x % 32 == 0) reinterpret_cast<float2*>(sums)[(set + g) * n.pieces + blockIdx.x] = {sum, squares};
   }
 }
 
@@ -126,12 +128,12 @@ template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, const T* weight, const T* bias,
                                                        const float* statistics, const float* shifts, T* y) {
   constexpr int kAhead = 4;
-  extern __shared__ float shared[];       // [groups] means, scales, shifts; [channels] factors, summands
-  float *means = shared, *scales = means + n.groups, *offsets = scales + n.groups, *factors = offsets + n.groups, *summands = factors + n.channels;
+  const int group = static_cast<int>(n.channels / n.groups), channels = n.at_once * group, first_group = blockIdx.z * n.at_once;
+  extern __shared__ float shared[];  // of the block's groups: means, scales, shifts
+  float *means = shared, *scales = means + n.at_once, *offsets = scales + n.at_once;
   const std::int64_t sample = blockIdx.y;
-  const int group = static_cast<int>(n.channels / n.groups);
-  for (int g = threadIdx.x / 32; g < n.groups; g += kThreads / 32) {
-    const std::int64_t set = sample * n.groups + g;
+  for (int g = threadIdx.x / 32; g < n.at_once; g += kThreads / 32) {
+    const std::int64_t set = sample * n.groups + first_group + g;
     const float2 m = shifts ? from_sums(n, statistics, set) : from_moments(n, statistics, set);
     if (threadIdx.x % 32 == 0) {
       // Differences from the shift, or from a mean that is given, are exact.
@@ -141,34 +143,44 @@ __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ G
     }
   }
   __syncthreads();
-  for (int c = threadIdx.x; c < n.channels; c += kThreads) {
-    const int g = c / group;
-    const float factor = scales[g] * to_float(weight[c]);
-    factors[c] = factor;
-    summands[c] = to_float(bias[c]) - means[g] * factor;
-  }
-  __syncthreads();
-  const int packs = static_cast<int>(n.channels / N);
-  const std::int64_t first = blockIdx.x * piece, rows = min(piece, n.rows - first);
-  const std::int64_t base = (sample * n.rows + first) * n.channels;
-  const int total = static_cast<int>(rows * packs);
-  for (int i = threadIdx.x; i < total; i += kThreads * kAhead) {
-    float v[kAhead][N];
+  const int packs = channels / N, across = min(packs, kThreads), lanes = kThreads / across;
+  const int lane = threadIdx.x / across, column = threadIdx.x % across;
+  if (lane >= lanes) return;
+  const std::int64_t first = blockIdx.x * piece, last = min(first + piece, n.rows), first_channel = std::int64_t{first_group} * group;
+  const std::int64_t step = n.channels * lanes;
+  for (int pack = column; pack < packs; pack += across) {
+    // A thread keeps to its channels: what is done to them stays in registers.
+    float factor[N], summand[N], origin[N];
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a)
-      if (i + a * kThreads < total) load_floats<T, N>(x + base + std::int64_t{i + a * kThreads} * N, v[a]);
+    for (int i = 0; i < N; ++i) {
+      const int c = pack * N + i, g = c / group;
+      factor[i] = scales[g] * to_float(weight[first_channel + c]);
+      summand[i] = to_float(bias[first_channel + c]) - means[g] * factor[i];
+      origin[i] = offsets[g];
+    }
+    const auto normed = [&](float (&v)[N]) {
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int at = i + a * kThreads;
-      if (at >= total) break;
-      const int c = static_cast<int>(static_cast<unsigned>(at) % static_cast<unsigned>(packs)) * N;
-#pragma unroll
-      for (int k = 0; k < N; ++k) {
-        const float d = v[a][k] - offsets[(c + k) / group];
-        v[a][k] = d * factors[c + k] + summands[c + k];
-        if (n.silu) v[a][k] = silu_of(v[a][k]);
+      for (int i = 0; i < N; ++i) {
+        v[i] = (v[i] - origin[i]) * factor[i] + summand[i];
+        if (n.silu) v[i] = silu_of(v[i]);
       }
-      store_floats<T, N>(y + base + std::int64_t{at} * N, v[a]);
+    };
+    std::int64_t row = first + lane, at = (sample * n.rows + row) * n.channels + first_channel + pack * N;
+    for (; row + (kAhead - 1) * lanes < last; row += kAhead * lanes, at += kAhead * step) {
+      float v[kAhead][N];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) load_floats<T, N>(x + at + a * step, v[a]);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        normed(v[a]);
+        store_floats<T, N>(y + at + a * step, v[a]);
+      }
+    }
+    for (; row < last; row += lanes, at += step) {
+      float v[N];
+      load_floats<T, N>(x + at, v);
+      normed(v);
+      store_floats<T, N>(y + at, v);
     }
   }
 }
@@ -185,7 +197,7 @@ cudaError_t with_packs(const GroupNorm& n, DType dtype, bool packs, const Body& 
   cudaError_t status = cudaErrorInvalidValue;
   with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (packs && n.channels % Pack<T>::size == 0)
+    if (packs && n.channels % Pack<T>::size == 0 && n.at_once * (n.channels / n.groups) % Pack<T>::size == 0)
       status = body(tag, std::integral_constant<int, Pack<T>::size>());
     else
       status = body(tag, std::integral_constant<int, 1>());
@@ -195,8 +207,13 @@ cudaError_t with_packs(const GroupNorm& n, DType dtype, bool packs, const Body& 
 
 }  // namespace
 
-int group_pieces(std::int64_t samples, std::int64_t rows) {
-  return static_cast<int>(std::clamp<std::int64_t>(rows / 8, 1, std::max<std::int64_t>(1, 528 / std::max<std::int64_t>(1, samples))));
+void divide(GroupNorm& n, DType dtype) {
+  if (n.groups == 0) return;
+  const std::int64_t group = n.channels / n.groups, pack = 16 / size_of(dtype);
+  for (n.at_once = 1; n.at_once < n.groups; ++n.at_once)
+    if (n.groups % n.at_once == 0 && n.at_once * group % pack == 0 && n.at_once * group * size_of(dtype) >= 256) break;
+  const std::int64_t others = std::max<std::int64_t>(1, n.samples * (n.groups / n.at_once));
+  n.pieces = static_cast<int>(std::clamp<std::int64_t>(n.rows / 16, 1, std::max<std::int64_t>(1, 396 / others)));
 }
 
 cudaError_t launch_group_sums(const GroupNorm& n, DType dtype, const void* x, float* sums, float* shifts, cudaStream_t stream) {
@@ -205,11 +222,12 @@ cudaError_t launch_group_sums(const GroupNorm& n, DType dtype, const void* x, fl
   return with_packs(n, dtype, aligned(x), [&](auto tag, auto size) {
     using T = typename decltype(tag)::type;
     constexpr int N = decltype(size)::value;
-    const std::int64_t across = std::min<std::int64_t>(n.channels / N, kThreads), lanes = kThreads / std::max<std::int64_t>(1, across);
-    const std::size_t bytes = static_cast<std::size_t>(lanes * n.channels) * sizeof(float2);
+    const std::int64_t channels = n.at_once * (n.channels / n.groups);
+    const std::int64_t across = std::min<std::int64_t>(channels / N, kThreads), lanes = kThreads / std::max<std::int64_t>(1, across);
+    const std::size_t bytes = static_cast<std::size_t>(lanes * channels) * sizeof(float2);
     if (const auto status = allow_shared(group_sums<T, N>, bytes); status != cudaSuccess) return status;
-    group_sums<T, N><<<dim3(static_cast<unsigned>(n.pieces), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(n, piece, static_cast<const T*>(x),
-                                                                                                                          sums, shifts);
+    const dim3 grid(static_cast<unsigned>(n.pieces), static_cast<unsigned>(n.samples), static_cast<unsigned>(n.groups / n.at_once));
+    group_sums<T, N><<<grid, kThreads, bytes, stream>>>(n, piece, static_cast<const T*>(x), sums, shifts);
     return cudaGetLastError();
   });
 }
@@ -227,10 +245,13 @@ cudaError_t launch_group_norm(const GroupNorm& n, DType dtype, const void* x, co
     using T = typename decltype(tag)::type;
     constexpr int N = decltype(size)::value;
     // Enough work in a block to outweigh its preparations, enough blocks to fill the device.
-    const std::int64_t piece = std::clamp<std::int64_t>((n.samples * n.rows + 132 * 4 - 1) / (132 * 4), 1, std::max<std::int64_t>(1, (1 << 28) / n.channels));
-    const std::size_t bytes = static_cast<std::size_t>(2 * n.channels + 3 * n.groups) * sizeof(float);
+    const std::int64_t channels = n.at_once * (n.channels / n.groups), others = n.samples * (n.groups / n.at_once);
+    const std::int64_t least = std::max<std::int64_t>(1, kThreads * 4 * N / channels);
+    const std::int64_t piece = std::clamp<std::int64_t>((others * n.rows + 132 * 6 - 1) / (132 * 6), least, std::max<std::int64_t>(least, (1 << 28) / channels));
+    const std::size_t bytes = static_cast<std::size_t>(3 * n.at_once) * sizeof(float);
     if (const auto status = allow_shared(group_norm<T, N>, bytes); status != cudaSuccess) return status;
-    group_norm<T, N><<<dim3(static_cast<unsigned>((n.rows + piece - 1) / piece), static_cast<unsigned>(n.samples)), kThreads, bytes, stream>>>(
+    const dim3 grid(static_cast<unsigned>((n.rows + piece - 1) / piece), static_cast<unsigned>(n.samples), static_cast<unsigned>(n.groups / n.at_once));
+    group_norm<T, N><<<grid, kThreads, bytes, stream>>>(
         n, piece, static_cast<const T*>(x), static_cast<const T*>(weight), static_cast<const T*>(bias), statistics, shifts, static_cast<T*>(y));
     return cudaGetLastError();
   });

@@ -14,6 +14,7 @@ struct GroupNorm {
   int groups = 0;
   float epsilon = 0;
   bool silu = false;
+  int at_once = 1; ///< groups that one block handles, a divisor of `groups`
   int pieces = 1;  ///< the rows of a sample are summed in so many pieces
   int parts = 0;   ///< of the moments, where they are given: [parts, samples, groups, 3], count, mean and squared deviations
 
@@ -22,8 +23,8 @@ struct GroupNorm {
   std::int64_t workspace_bytes() const { return sets() * (2 * pieces + 1) * static_cast<std::int64_t>(sizeof(float)); }
 };
 
-/// A good number of pieces.
-int group_pieces(std::int64_t samples, std::int64_t rows);
+/// Sets at_once and pieces: enough neighbouring channels in a block for whole lines of memory, enough blocks for the device.
+void divide(GroupNorm& norm, DType dtype);
 
 /// sums [samples, groups, pieces, 2]: of x - shift and of its square, shifts [samples, groups] being the first value of each group, so
 /// that a large mean costs no digits.

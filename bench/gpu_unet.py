@@ -1,0 +1,158 @@
+"""The engine on one GPU against PyTorch on the same GPU: UNets at full size with seeded weights, fp16.
+
+    PYTHONPATH=build/python python bench/gpu_unet.py [--models sd15,sdxl] [--runs 30] [--json FILE]
+
+For every model and shape: milliseconds per call of PyTorch (eager, and as a CUDA graph) and of the engine, and the error of both in
+fp16 against PyTorch in fp32 (TF32 off) on the same fp16 weights. Tensors stay on the GPU. Needs torch with CUDA, and diffusers.
+"""
+
+import argparse
+import datetime
+import gc
+import json
+import statistics
+import tempfile
+
+import torch
+from diffusers import UNet2DConditionModel
+
+import comfytp
+
+SDXL = dict(
+    sample_size=128,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(320, 640, 1280),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+SD15 = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+SHAPES = {"sdxl": [(2, 1024), (1, 1024), (2, 2048)], "sd15": [(2, 512), (1, 512)]}  # batch, pixels
+
+
+def unet(config):
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = UNet2DConditionModel(**config)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.6 / parameter[0].numel() ** 0.5)
+        else:
+            parameter.data.fill_(float("norm" in name and name.endswith("weight")))
+    return model.half().eval().requires_grad_(False)
+
+
+def inputs_of(model, batch, pixels):
+    def noise(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.half)
+
+    call = dict(
+        sample=noise(batch, 4, pixels // 8, pixels // 8),
+        timestep=torch.full((batch,), 500.0, device="cuda"),
+        encoder_hidden_states=noise(batch, 77, model.config.cross_attention_dim),
+    )
+    if model.config.addition_embed_type:
+        call["added_cond_kwargs"] = dict(text_embeds=noise(batch, 1280), time_ids=torch.full((batch, 6), 1024.0, device="cuda"))
+    return call
+
+
+def label_of(model, call):
+    """What the single-file layout calls y: the pooled text, then the cosines and sines of the sizes."""
+    added = call.get("added_cond_kwargs")
+    if added is None:
+        return None
+    sizes = model.add_time_proj(added["time_ids"].flatten()).reshape(added["text_embeds"].shape[0], -1)
+    return torch.cat([added["text_embeds"], sizes.half()], dim=-1)
+
+
+def milliseconds(call, runs):
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(runs):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return statistics.median(times)
+
+
+def graph_of(call):
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def error(result, reference):
+    difference = (result.double() - reference.double()).norm()
+    return float(difference / reference.double().norm())
+
+
+@torch.no_grad()
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--models", default="sd15,sdxl")
+    arguments.add_argument("--runs", type=int, default=30)
+    arguments.add_argument("--json", help="also write the result to this file")
+    options = arguments.parse_args()
+    rows = []
+    for name in options.models.split(","):
+        model = unet(SDXL if name == "sdxl" else SD15)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            engine = comfytp.Denoiser(folder, "cuda:0", compute="f16", head_dim=64 if name == "sdxl" else None)
+            for batch, pixels in SHAPES[name]:
+                torch.manual_seed(1)
+                call = inputs_of(model, batch, pixels)
+                x, timesteps, context, y = call["sample"], call["timestep"], call["encoder_hidden_states"], label_of(model, call)
+                row = dict(model=name, batch=batch, pixels=pixels)
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                theirs = model(**call).sample
+                row["torch_activation_bytes"] = torch.cuda.max_memory_allocated() - before
+                row["torch_eager_ms"] = milliseconds(lambda: model(**call), 10)
+                graph = graph_of(lambda: model(**call))
+                row["torch_graph_ms"] = milliseconds(graph.replay, options.runs)
+                del graph
+                ours = engine(x, timesteps, context, y)
+                row["engine_ms"] = milliseconds(lambda: engine(x, timesteps, context, y), options.runs)
+                again = engine(x, timesteps, context, y)
+                row["same_bits"] = bool(torch.equal(ours, again))
+                row["engine_activation_bytes"] = engine.report(batch, pixels // 8, pixels // 8)["devices"][0]["activation_bytes"]
+                if pixels <= 1024:
+                    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+                    model.float()
+                    exact = {k: v.float() if isinstance(v, torch.Tensor) else {n: t.float() for n, t in v.items()} for k, v in call.items()}
+                    reference = model(**exact).sample
+                    model.half()
+                    row["torch_error"], row["engine_error"] = error(theirs, reference), error(ours, reference)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+            row["load_seconds"] = engine.stats()["load_seconds"]
+            engine.unload()
+        del model, engine
+        gc.collect()
+        torch.cuda.empty_cache()
+    if options.json:
+        gpu = torch.cuda.get_device_name()
+        about = dict(date=datetime.date.today().isoformat(), gpu=gpu, torch=torch.__version__, cudnn=torch.backends.cudnn.version(), rows=rows)
+        with open(options.json, "w") as file:
+            json.dump(about, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

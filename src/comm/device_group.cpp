@@ -1,0 +1,39 @@
+#include "comm/device_group.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/library.h"
+
+namespace comfytp::comm {
+namespace {
+
+const GroupLibrary& cuda_groups() {
+  static const GroupLibrary& loaded = [&]() -> const GroupLibrary& {
+    static const Library library("comfytp_cuda");
+    const auto entry = reinterpret_cast<GroupEntry>(library.symbol("comfytp_group"));
+    const GroupLibrary* groups = entry(COMFYTP_BUILD);
+    require(groups, "[comm] '{}' belongs to another build than this one ({})", library.path(), COMFYTP_BUILD);
+    return *groups;
+  }();
+  return loaded;
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<Communicator>> device_group(const std::vector<DeviceRank>& ranks, std::shared_ptr<Abort> abort,
+                                                        std::chrono::duration<double> timeout, Route route) {
+  const auto on_host = [](const DeviceRank& rank) { return rank.queue == nullptr; };
+  if (std::all_of(ranks.begin(), ranks.end(), on_host)) {
+    std::vector<std::string> names;
+    for (const auto& rank : ranks) names.push_back(rank.name);
+    return host_group(names, std::move(abort), timeout);
+  }
+  const auto host = std::find_if(ranks.begin(), ranks.end(), on_host);
+  const auto cuda = std::find_if_not(ranks.begin(), ranks.end(), on_host);
+  require(host == ranks.end(), "[comm] expected devices of one kind in a group but got {} and {}", host == ranks.end() ? "" : host->name,
+          cuda->name);
+  return cuda_groups().group(ranks, std::move(abort), timeout, route);
+}
+
+}  // namespace comfytp::comm
