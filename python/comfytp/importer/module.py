@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from .. import _core
 from ..engine import device_list
@@ -49,6 +50,7 @@ def split(
 ) -> "SplitModule":
     """A module of the same signature whose forward runs split over several devices.
 
+    module: any of Python code; of one that is split already, the module within, which is split anew.
     devices, mesh, placement, timeout: as in comfytp.Engine.
     prompt_inputs: names of arguments, or a regular expression of their names, that stay the same over the steps of a picture;
         what hangs on them alone runs once.
@@ -77,11 +79,15 @@ class SplitModule(torch.nn.Module):
         prompt_inputs: str | Iterable[str],
         timeout: float,
     ) -> None:
+        if isinstance(module, SplitModule):
+            module = module.module
         if not isinstance(module, torch.nn.Module):
             raise _core.Error(f"[split] expected a torch.nn.Module but got a {type(module).__name__}")
-        devices = devices if isinstance(devices, str) else list(devices)
-        if not all(isinstance(name, str) for name in devices):
-            raise _core.Error(f"[devices] expected names such as 'cpu:0' but got {devices}")
+        if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+            raise _core.Error(f"[split] expected a module of Python code but got a {type(module).__name__}: split the one that it was made of")
+        devices = list(devices) if isinstance(devices, Iterable) and not isinstance(devices, str) else devices
+        prompt_inputs = list(prompt_inputs) if isinstance(prompt_inputs, Iterable) and not isinstance(prompt_inputs, str) else prompt_inputs
+        _check_arguments(devices, mesh, placement, prompt_inputs, timeout)
         super().__init__()
         # From here on attributes that are not among these are the module's, which is no submodule: names stay as they are.
         self.__dict__.update(
@@ -99,6 +105,7 @@ class SplitModule(torch.nn.Module):
         )
         self._new_engine({})  # names devices that do not exist now
 
+    @torch.compiler.disable  # where a pipeline compiles its modules
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self._current()(*args, **kwargs)
@@ -106,7 +113,8 @@ class SplitModule(torch.nn.Module):
             self._stats.torch_fallbacks += 1
             if str(reason) not in self._warned:
                 self._warned.add(str(reason))
-                warnings.warn(f"comfytp: {type(self._module).__name__} runs in PyTorch, not split: {reason}", stacklevel=2)
+                # At the line that calls the module: three functions of torch stand between.
+                warnings.warn(f"comfytp: {type(self._module).__name__} runs in PyTorch, not split: {reason}", stacklevel=5)
             return self._module(*args, **kwargs)
 
     @property
@@ -260,6 +268,26 @@ class SplitModule(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{type(self._module).__name__} on {self._engine_arguments[0]}"
+
+
+def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any, timeout: Any) -> None:
+    def names(value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+    for name, good, expected, value in (
+        ("devices", names(devices), "names such as 'cpu:0'", devices),
+        ("mesh", mesh is None or isinstance(mesh, str), "None or text such as 'tensor=2'", mesh),
+        ("placement", placement is None or isinstance(placement, str), "None, 'resident' or 'gathered'", placement),
+        ("prompt_inputs", names(prompt_inputs), "a regular expression or a list of names", prompt_inputs),
+        ("timeout", isinstance(timeout, (int, float)), "a number of seconds", timeout),
+    ):
+        if not good:
+            raise _core.Error(f"[{name}] expected {expected} but got {value!r}")
+    if isinstance(prompt_inputs, str):
+        try:
+            re.compile(prompt_inputs)
+        except re.error as error:
+            raise _core.Error(f"[prompt_inputs] expected a regular expression but got '{prompt_inputs}': {error}") from error
 
 
 def _split_again(module: torch.nn.Module, devices: str, mesh: str, placement: str, prompt_inputs: Any, timeout: float) -> SplitModule:
