@@ -202,10 +202,15 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
   const auto slot = static_cast<std::size_t>(found.slot);
   const bool alone = team->size() == 1;
   const auto executor = [&](std::size_t d) -> Executor& { return *compiled.executors[d][slot]; };
-  team->run([&](std::size_t d, backend::Device& device) {
+  bool recorded = true;
+  for (std::size_t d = 0; d < team->size(); ++d) {
     char* kept = static_cast<char*>(compiled.prompt_memory[d]);
     if (kept) kept += found.slot * compiled.programs[d].prologue_bytes;
     executor(d).bind({residency.arena(d), kept, residency.weights(d).generation()});
+    recorded = recorded && executor(d).recorded();
+  }
+  if (!recorded) team->run([&](std::size_t d, backend::Device& device) { executor(d).record(device); });
+  team->run([&](std::size_t d, backend::Device& device) {
     if (!found.known) executor(d).run_prologue(device, inputs, *team->abort());
     executor(d).run_step(device, inputs, *team->abort());
     if (alone) executor(d).write_outputs(device, outputs);

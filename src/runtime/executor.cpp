@@ -25,6 +25,21 @@ void Executor::bind(const Memories& memories) {
   prologue_ = resolve(program_.prologue);
   step_ = resolve(program_.step);
   bound_ = true;
+  recorded_ = false;
+}
+
+void Executor::record(backend::Device& device) {
+  record(device, program_.prologue, prologue_);
+  record(device, program_.step, step_);
+  recorded_ = true;
+}
+
+void Executor::record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const {
+  for (auto& segment : bound.segments)
+    if (!segment.on_host && !segment.recording)
+      segment.recording = device.record([&] {
+        for (std::size_t i = segment.first; i < segment.last; ++i) run(launches[i], bound.addresses[i]);
+      });
 }
 
 Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
@@ -82,17 +97,14 @@ void Executor::run(backend::Device& device, const std::vector<Launch>& launches,
       collective_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       continue;
     }
-    const auto all = [&](bool check) {
-      for (std::size_t i = segment.first; i < segment.last; ++i) {
-        if (check) abort.check();
-        run(launches[i], bound.addresses[i]);
-      }
-    };
-    if (!segment.recording) segment.recording = device.record([&] { all(false); });
-    if (segment.recording)
+    if (segment.recording) {
       segment.recording->replay();
-    else
-      all(true);
+      continue;
+    }
+    for (std::size_t i = segment.first; i < segment.last; ++i) {
+      abort.check();
+      run(launches[i], bound.addresses[i]);
+    }
   }
 }
 

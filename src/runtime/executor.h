@@ -1,4 +1,4 @@
-// Runs one device's program in certain memories. All of it is called on that device's worker.
+// Runs one device's program in certain memories. What takes a device is called on that device's worker.
 #pragma once
 
 #include <map>
@@ -25,6 +25,10 @@ class Executor {
 
   /// Must be called before the others in every call; does nothing while the memories are the same.
   void bind(const Memories& memories);
+  /// All that a device may record is recorded; otherwise record() must have run on every device before any of them runs: recording may
+  /// allocate, which waits for kernels that wait for the other device.
+  bool recorded() const { return recorded_; }
+  void record(backend::Device& device);
   /// Reads the prompt inputs and runs the prologue. Throws Error with the launch's label, or what the abort says.
   void run_prologue(backend::Device& device, const std::map<std::string, TensorView>& inputs, const comm::Abort& abort);
   /// Reads the other inputs and runs the step.
@@ -59,13 +63,14 @@ class Executor {
   };
   Bound resolve(const std::vector<Launch>& launches) const;
   void read_inputs(backend::Device& device, const std::map<std::string, TensorView>& inputs, bool prompt);
+  void record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const;
   void run(backend::Device& device, const std::vector<Launch>& launches, Bound& bound, const comm::Abort& abort);
   static void run(const Launch& launch, const Addresses& at);
   void* at(const Place& place) const;
 
   Program& program_;
   Memories memories_;
-  bool bound_ = false;
+  bool bound_ = false, recorded_ = false;
   Bound prologue_, step_;
   double collective_seconds_ = 0;
 };
