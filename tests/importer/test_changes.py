@@ -1,5 +1,6 @@
 """What changes in a module after its capture is seen at the next call."""
 
+import sys
 import types
 import warnings
 
@@ -141,6 +142,48 @@ def test_patched_class_is_seen(module, monkeypatch):
     monkeypatch.setenv("COMFYTP_CACHE", "")
     same(split(x_of()), module(x_of()))
     assert split.engine_stats()["captures"] == 2  # what it was before is known
+
+
+def half(x):
+    return x * 0.5
+
+
+class Named(Small):
+    """Reads what its class and its file hold."""
+
+    gain = 2.0
+
+    @staticmethod
+    def shifted(x):
+        return x + 1
+
+    @property
+    def offset(self):
+        return 1.0
+
+    def forward(self, x):
+        return half(self.shifted(super().forward(x)) * self.gain + self.offset)
+
+
+@torch.no_grad()
+def test_function_that_is_replaced_where_the_model_calls_it_is_seen(monkeypatch):
+    module = Named()
+    split = comfytp.split(module)
+    split(x_of())
+    monkeypatch.setattr(sys.modules[__name__], "half", lambda x: x * 3)
+    same(split(x_of()), module(x_of()))
+    same(comfytp.split(module)(x_of()), module(x_of()))
+    assert split.engine_stats()["captures"] == 2 and split.engine_stats()["torch_fallbacks"] == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, value", [("gain", 4.0), ("shifted", staticmethod(lambda x: x + 5)), ("offset", property(lambda self: 3.0))])
+def test_member_that_a_class_gets_anew_is_seen(name, value, monkeypatch):
+    module = Named()
+    split = comfytp.split(module)
+    split(x_of())
+    monkeypatch.setattr(Named, name, value)
+    same(split(x_of()), module(x_of()))
 
 
 def write(module):

@@ -12,6 +12,8 @@ import torch
 
 from ..importer import Unsupported
 from ..importer.calls import Calls
+from ..importer.key import module_hash
+from ..importer.snapshot import Code
 from . import callouts, counters, modes, report
 from .devices import torch_device
 from .engine import Engine, Reader
@@ -46,6 +48,7 @@ class SplitModel:
         self._engine: Engine | None = None
         self._layout: modes.Layout | None = None
         self._sites: dict[str, tuple[Site, Calls]] = {}
+        self._code: dict[str, Code] = {}  # of the sites
         self._resized: Mapping[str, Any] = {}
         self._state: Any = None
         self._signatures: dict[str, Any] = {}
@@ -145,7 +148,12 @@ class SplitModel:
             # Messages of a capture name the class.
             site = type(type(module).__name__, (Site,), {})(module, name, self._resized)
             self._sites[name] = site, Calls(site, self._engine)
-        return self._sites[name]
+            self._code[name] = Code(site)
+        site, calls = self._sites[name]
+        if not self._code[name].same():  # another node has replaced a function in the model's code
+            calls.renew(module_hash(site))
+            self._code[name] = Code(site)
+        return site, calls
 
     def _patcher(self) -> SplitPatcher | None:
         model = self._model()

@@ -19,6 +19,7 @@ from .unsupported import Unsupported
 _NO_ATTRIBUTES = frozenset(("_parameters", "_buffers", "_modules", "training"))
 _UNORDERED = "_use_default_values"  # in configs of diffusers: a list in the order of a set, another in each process
 _FIXED_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_OF_A_CLASS = (types.FunctionType, *_FIXED_TYPES)
 
 
 @dataclass
@@ -108,14 +109,17 @@ def module_hash(module: torch.nn.Module, seen: dict[int, Any] | None = None) -> 
     own = pathlib.Path(__file__).parent
     for file in sorted(own.rglob("*.py")):
         digest.update(file.read_bytes())
-    add(*sorted(_sources(module)))
+    loaded = python_modules_of(module)
+    add(*sorted((name, _source(origin)) for name, origin in loaded.items()))
+    for name, origin in sorted(loaded.items()):  # a function may have been replaced by another file's
+        add(name, [(own, f.__module__, f.__qualname__, _code(f.__code__)) for own, f in sorted(functions_of(origin).items())])
     for name, parameter in module.named_parameters(remove_duplicate=False):
         add(name, tuple(parameter.shape), str(parameter.dtype))
     for name, buffer in module.named_buffers(remove_duplicate=False):
         add(name, tuple(buffer.shape), str(buffer.dtype), content_hash(buffer))
     seen = {} if seen is None else seen
     for cls in classes_of(module):
-        add([(name, _state(value, seen)) for name, value in sorted(vars(cls).items()) if isinstance(value, types.FunctionType)])
+        add([(name, _state(_function(value), seen)) for name, value in sorted(vars(cls).items()) if isinstance(_function(value), _OF_A_CLASS)])
     for name, part in module.named_modules():
         add(name, _state(part, seen))
     return digest.hexdigest()
@@ -127,27 +131,40 @@ def classes_of(module: torch.nn.Module) -> list[type]:
     return [cls for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
 
 
-def _sources(module: torch.nn.Module) -> list[tuple[str, str]]:
-    """The contents of the files that the module's parts come from, and of what these import at their top from the same packages:
-    whatever else the process has loaded does not count."""
+def functions_of(names: Any) -> dict[str, types.FunctionType]:
+    """What a class or a Python module calls by name."""
+    return {name: value for name, value in list(vars(names).items()) if isinstance(value, types.FunctionType)}
+
+
+def _function(value: Any) -> Any:
+    """Behind a staticmethod, a classmethod or a property."""
+    return getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+
+
+def python_modules_of(module: torch.nn.Module) -> dict[str, Any]:
+    """Those that the module's parts come from, and those of the same packages that these import at their top: whatever else the
+    process has loaded does not count."""
     ahead = [cls.__module__ for cls in classes_of(module)]
     packages = {name.partition(".")[0] for name in ahead}
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     while ahead:
         name = ahead.pop()
         if name in found or name.partition(".")[0] not in packages or name not in sys.modules:
             continue
-        loaded = sys.modules[name]
-        try:
-            stat = pathlib.Path(loaded.__file__).stat()
-            found[name] = _file_hash(loaded.__file__, stat.st_size, stat.st_mtime_ns)
-        except (AttributeError, OSError, TypeError):  # no file
-            found[name] = ""
+        loaded = found[name] = sys.modules[name]
         if type(loaded) is types.ModuleType:  # one that loads lazily has what was asked of it
             for value in list(vars(loaded).values()):
                 origin = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
                 ahead += [origin] if isinstance(origin, str) else []
-    return list(found.items())
+    return found
+
+
+def _source(loaded: Any) -> str:
+    try:
+        stat = pathlib.Path(loaded.__file__).stat()
+        return _file_hash(loaded.__file__, stat.st_size, stat.st_mtime_ns)
+    except (AttributeError, OSError, TypeError):  # no file
+        return ""
 
 
 @functools.lru_cache(maxsize=None)

@@ -9,11 +9,22 @@ from typing import Any
 
 import torch
 
-from .key import classes_of, module_hash
+from .key import classes_of, functions_of, module_hash, python_modules_of
 
 _STANDARD = frozenset(vars(torch.nn.Module()))  # attributes that every module has
 _PARTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _SAMPLE = 64  # bytes of each tensor that are compared
+
+
+class Code:
+    """What the module's forward calls by name: of its parts' classes, and of the Python modules that they come from."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        spaces = [*classes_of(module), *python_modules_of(module).values()]
+        self._there = [(vars(space), list(functions.keys()), list(functions.values())) for space in spaces if (functions := functions_of(space))]
+
+    def same(self) -> bool:
+        return all(list(map(space.get, names)) == functions for space, names, functions in self._there)
 
 
 class Snapshot:
@@ -52,6 +63,7 @@ class Snapshot:
         self._live: list[Any] = [vars(cls) for cls in classes_of(module)]
         self._live += [value for value in seen.values() if isinstance(value, (dict, list, set)) and id(value) not in watched]
         self._copies = [set(value) if isinstance(value, set) else list(value) if isinstance(value, list) else dict(value) for value in self._live]
+        self._code = Code(module)
         functions = [value for value in seen.values() if isinstance(value, types.FunctionType)]
         self._cells = [cell for function in functions for cell in function.__closure__ or ()]
         self._cell_contents = list(map(_contents, self._cells))
@@ -66,6 +78,7 @@ class Snapshot:
                 and all(own.get(name) is tensor for own, name, tensor in self._single)
                 and [list(map(get, having)) for get, having in self._attributes] == self._held
                 and self._live == self._copies
+                and self._code.same()
                 and all(map(operator.is_, map(_contents, self._cells), self._cell_contents))
             )
         except Exception:  # an attribute is gone, or is one that cannot be compared, as a tensor is
