@@ -10,12 +10,6 @@ namespace {
 using comm::Abort;
 using comm::Communicator;
 
-struct Group {
-  std::shared_ptr<Abort> abort = std::make_shared<Abort>();
-  std::vector<std::unique_ptr<Communicator>> ranks;
-  explicit Group(int size, double timeout = 300) : ranks(comm::host_group(device_names(size), abort, std::chrono::duration<double>(timeout))) {}
-};
-
 std::string message(const std::exception_ptr& e) {
   if (!e) return "nothing was thrown";
   try {
@@ -42,17 +36,38 @@ float reduce(Communicator& c, float value) {
   return result;
 }
 
+// A number on every rank, where it computes, and the place for their sum.
+struct Numbers {
+  std::vector<Tensor> in, out;
+  explicit Numbers(const Group& group) {
+    for (std::size_t r = 0; r < group.ranks.size(); ++r) {
+      in.emplace_back(Shape{1}, DType::f32);
+      out.emplace_back(Shape{1}, DType::f32);
+      store_element(in.back().view.data, DType::f32, 0, 1);
+    }
+  }
+  void expect_sum() const {
+    for (const auto& sum : out) EXPECT_EQ(sum.value(0), static_cast<float>(out.size()));
+  }
+};
+
 void expect_works(Group& group) {
   group.abort->reset();
-  for (const auto& e : on_ranks(group.ranks, [&](Communicator& c) {
-         for (int i = 0; i < 3; ++i) ASSERT_EQ(reduce(c, 1), static_cast<float>(c.size()));
-       }))
-    EXPECT_FALSE(e) << message(e);
+  Numbers numbers(group);
+  group.call(by_rank(numbers.in, numbers.out), [&](Communicator& c, const std::vector<TensorView>& views) {
+    for (int i = 0; i < 3; ++i) c.all_reduce(views[0], views[1]);
+  });
+  numbers.expect_sum();
+}
+
+std::vector<Members> groups_of(std::vector<Members> groups, const std::function<bool(int size)>& wanted) {
+  std::erase_if(groups, [&](const Members& m) { return !wanted(m.size()); });
+  return groups;
 }
 
 TEST(Abort, ADeviceThatNeverComesIsNamedInATimeout) {
-  Group group(3, 0.05);
-  const auto errors = on_ranks(group.ranks, [&](Communicator& c) {
+  Group group(on_host(3), 0.05);
+  const auto errors = group.on_ranks([&](Communicator& c, backend::Device*) {
     if (c.rank() != 1) reduce(c, 1);
   });
   for (int r : {0, 2}) {
@@ -66,8 +81,8 @@ TEST(Abort, ADeviceThatNeverComesIsNamedInATimeout) {
 
 TEST(Abort, AFailingRankWakesItsPeersWithItsReason) {
   for (int size : {2, 3, 8}) {
-    Group group(size);
-    const auto errors = on_ranks(group.ranks, [&](Communicator& c) {
+    Group group(on_host(size));
+    const auto errors = group.on_ranks([&](Communicator& c, backend::Device*) {
       reduce(c, 1);
       if (c.rank() == 1)
         group.abort->raise(Abort::Kind::error, "cpu:1: it broke");
@@ -95,8 +110,8 @@ TEST(Abort, TheFirstReasonIsKept) {
 }
 
 TEST(Abort, CancellingWakesAllRanks) {
-  Group group(4);
-  const auto errors = on_ranks(group.ranks, [&](Communicator& c) {
+  Group group(on_host(4));
+  const auto errors = group.on_ranks([&](Communicator& c, backend::Device*) {
     if (c.rank() == 3)
       group.abort->raise(Abort::Kind::cancelled, "cancelled");
     else
@@ -106,7 +121,11 @@ TEST(Abort, CancellingWakesAllRanks) {
   expect_works(group);
 }
 
-TEST(Abort, CallsThatDoNotMatchAreErrorsOnEveryRank) {
+class Pairs : public OnGroup {};
+INSTANTIATE_TEST_SUITE_P(Groups, Pairs, ::testing::ValuesIn(groups_of(all_groups(), [](int size) { return size == 2; })), label);
+
+// The arguments are on the host: nobody comes so far as to read them.
+TEST_P(Pairs, CallsThatDoNotMatchAreErrorsOnEveryRank) {
   using Call = std::function<void(Communicator&)>;
   float a[8] = {}, b[8] = {};
   const auto view = [](float* data, Shape shape) { return TensorView::dense(data, DType::f32, std::move(shape)); };
@@ -125,9 +144,9 @@ TEST(Abort, CallsThatDoNotMatchAreErrorsOnEveryRank) {
       {[&](Communicator& c) { c.halo_exchange(view(a, {2}), view(b, {3}), 0, {0, 2, 4}, {0, 1}, {3, 4}); },
        [&](Communicator& c) { c.halo_exchange(view(a, {2}), view(b, {2}), 0, {0, 2, 4}, {0, 2}, {3, 4}); }},
   };
-  Group group(2);
+  Group group(GetParam());
   for (std::size_t i = 0; i < pairs.size(); ++i) {
-    const auto errors = on_ranks(group.ranks, [&](Communicator& c) { (c.rank() == 0 ? pairs[i].first : pairs[i].second)(c); });
+    const auto errors = group.on_ranks([&](Communicator& c, backend::Device*) { (c.rank() == 0 ? pairs[i].first : pairs[i].second)(c); });
     for (const auto& e : errors) {
       EXPECT_TRUE(is_a<Error>(e)) << "pair " << i;
       EXPECT_NE(message(e).find("expected"), std::string::npos) << message(e);
@@ -148,7 +167,7 @@ TEST(Abort, WrongArgumentsAreErrors) {
       [&](Communicator& c) { c.halo_exchange(view(a, {4}), view(b, {4}), 0, {0, 4}, {1}, {5}); },
       [&](Communicator& c) { c.halo_exchange(view(a, {4}), view(b, {4}), 0, {0, 4}, {}, {}); },
   };
-  Group group(1);
+  Group group(on_host(1));
   for (std::size_t i = 0; i < calls.size(); ++i) EXPECT_THROW(calls[i](*group.ranks[0]), Error) << i;
 }
 
@@ -176,6 +195,92 @@ TEST(Abort, AnAbortWakesAllItsGroups) {
   b.join();
   EXPECT_TRUE(is_a<Cancelled>(first));
   EXPECT_TRUE(is_a<Cancelled>(second));
+}
+
+TEST(Abort, DevicesOfTwoKindsAreNoGroup) {
+  int somewhere = 0;
+  try {
+    comm::device_group({{"cpu:0"}, {"cuda:0", 0, &somewhere}}, std::make_shared<Abort>(), std::chrono::minutes(5));
+    FAIL() << "expected an Error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "[comm] expected devices of one kind in a group but got cpu:0 and cuda:0");
+  }
+}
+
+// The ranks have met on the host, and wait on their devices.
+class OnDevice : public OnGroup {};
+INSTANTIATE_TEST_SUITE_P(Groups, OnDevice, ::testing::ValuesIn(groups_of(cuda_groups(), [](int size) { return size > 1; })), label);
+
+class RecordedSum {
+ public:
+  explicit RecordedSum(Group& group) : group_(group), numbers_(group), views_(group.put(by_rank(numbers_.in, numbers_.out))), recordings_(views_.size()) {
+    group_.run([&](Communicator& c, backend::Device* device) {
+      const auto& v = views_[static_cast<std::size_t>(c.rank())];
+      recordings_[static_cast<std::size_t>(c.rank())] = device->record([&] { c.all_reduce(v[0], v[1]); });
+    });
+  }
+  // All but the last rank, which does something else.
+  std::vector<std::exception_ptr> replay_without_last(const std::function<void()>& last) {
+    return group_.on_ranks([&](Communicator& c, backend::Device* device) {
+      if (c.rank() + 1 == c.size()) return last();
+      replay(c, *device);
+    });
+  }
+  // All; the recordings are gone then.
+  void expect_works() {
+    group_.abort->reset();
+    group_.run([&](Communicator& c, backend::Device* device) {
+      replay(c, *device);
+      recordings_[static_cast<std::size_t>(c.rank())].reset();
+    });
+    group_.get();
+    numbers_.expect_sum();
+  }
+
+ private:
+  void replay(Communicator& c, backend::Device& device) {
+    for (int i = 0; i < 3; ++i) recordings_[static_cast<std::size_t>(c.rank())]->replay();
+    device.synchronize();
+    c.check();
+  }
+
+  Group& group_;
+  Numbers numbers_;
+  std::vector<std::vector<TensorView>> views_;
+  std::vector<std::unique_ptr<backend::Recording>> recordings_;
+};
+
+TEST_P(OnDevice, ADeviceThatNeverComesIsNamedInATimeout) {
+  Group group(GetParam(), 2);
+  RecordedSum sum(group);
+  const auto errors = sum.replay_without_last([] {});
+  EXPECT_FALSE(errors.back());
+  for (std::size_t r = 0; r + 1 < errors.size(); ++r) {
+    EXPECT_TRUE(is_a<Timeout>(errors[r])) << message(errors[r]);
+    const auto what = message(errors[r]);
+    EXPECT_EQ(what.find("[all_reduce] cuda:"), 0u) << what;
+    EXPECT_NE(what.find(" waited 2 s for " + GetParam().devices.back()), std::string::npos) << what;
+  }
+  sum.expect_works();
+  expect_works(group);
+}
+
+TEST_P(OnDevice, AFailingRankWakesItsPeersWithItsReason) {
+  Group group(GetParam());
+  RecordedSum sum(group);
+  const auto errors = sum.replay_without_last([&] { group.abort->raise(Abort::Kind::error, "it broke"); });
+  for (std::size_t r = 0; r + 1 < errors.size(); ++r) EXPECT_EQ(message(errors[r]), "it broke");
+  sum.expect_works();
+  expect_works(group);
+}
+
+TEST_P(OnDevice, CancellingWakesAllRanks) {
+  Group group(GetParam());
+  RecordedSum sum(group);
+  const auto errors = sum.replay_without_last([&] { group.abort->raise(Abort::Kind::cancelled, "cancelled"); });
+  for (std::size_t r = 0; r + 1 < errors.size(); ++r) EXPECT_TRUE(is_a<Cancelled>(errors[r])) << message(errors[r]);
+  sum.expect_works();
+  expect_works(group);
 }
 
 }  // namespace

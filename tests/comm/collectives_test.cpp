@@ -2,66 +2,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstring>
-#include <numeric>
-#include <random>
 
-#include "base/error.h"
 #include "ranks.h"
 
 namespace comfytp::test {
 namespace {
-
-using Random = std::mt19937;
-
-std::int64_t pick(Random& random, std::int64_t lo, std::int64_t hi) { return std::uniform_int_distribution<std::int64_t>(lo, hi)(random); }
 
 Shape random_shape(Random& random) {
   Shape shape(static_cast<std::size_t>(pick(random, 1, 4)));
   for (auto& s : shape) s = pick(random, 1, 9);
   return shape;
 }
-
-// A view with memory of its own: its dimensions lie in a random order, perhaps with gaps.
-struct Tensor {
-  std::vector<std::byte> memory;
-  TensorView view;
-
-  Tensor(Shape shape, DType dtype, Random& random, bool plain = false) {
-    view.dtype = dtype;
-    view.shape = std::move(shape);
-    std::vector<std::size_t> order(view.shape.size());
-    std::iota(order.begin(), order.end(), 0);
-    if (!plain) std::shuffle(order.begin(), order.end(), random);
-    view.strides.resize(order.size());
-    std::int64_t step = 1;
-    for (std::size_t i = order.size(); i-- > 0;) {
-      view.strides[order[i]] = step;
-      step *= view.shape[order[i]] + (plain ? 0 : pick(random, 0, 1));
-    }
-    memory.resize(static_cast<std::size_t>(std::max<std::int64_t>(step, 1)) * size_of(dtype), std::byte{0x5a});
-    view.data = memory.data();
-  }
-  // Elements are named by their index in row-major order.
-  std::byte* at(std::int64_t index) const {
-    std::int64_t offset = 0;
-    const auto dense = row_major_strides(view.shape);
-    for (std::size_t d = 0; d < view.shape.size(); ++d) offset += index / dense[d] % view.shape[d] * view.strides[d];
-    return static_cast<std::byte*>(view.data) + offset * size_of(view.dtype);
-  }
-  std::vector<std::byte> element(std::int64_t index) const { return {at(index), at(index) + size_of(view.dtype)}; }
-  float value(std::int64_t index) const { return static_cast<float>(load_element(at(index), view.dtype, 0)); }
-
-  void fill(Random& random) {
-    for (std::int64_t i = 0; i < view.numel(); ++i) {
-      if (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16) {
-        store_element(at(i), view.dtype, 0, std::normal_distribution<double>()(random));
-      } else {
-        for (int b = 0; b < size_of(view.dtype); ++b) at(i)[b] = static_cast<std::byte>(random());
-      }
-    }
-  }
-};
 
 Shape with(Shape shape, std::size_t dim, std::int64_t size) {
   shape[dim] = size;
@@ -84,18 +35,8 @@ std::vector<std::int64_t> random_bounds(Random& random, std::int64_t size, int p
   return bounds;
 }
 
-struct Group {
-  std::shared_ptr<comm::Abort> abort = std::make_shared<comm::Abort>();
-  std::vector<std::unique_ptr<comm::Communicator>> ranks;
-  explicit Group(int size) : ranks(comm::host_group(device_names(size), abort, std::chrono::minutes(5))) {}
-  void run(const std::function<void(comm::Communicator&)>& body) {
-    for (const auto& e : on_ranks(ranks, body))
-      if (e) std::rethrow_exception(e);
-  }
-};
-
-class Ranks : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Sizes, Ranks, ::testing::Range(1, 9));
+class Ranks : public OnGroup {};
+INSTANTIATE_TEST_SUITE_P(Groups, Ranks, ::testing::ValuesIn(all_groups()), label);
 
 // The sum of element i over the ranks, in fp32 in their order, rounded to the type.
 std::vector<std::byte> summed(const std::vector<Tensor>& in, std::int64_t i) {
@@ -107,14 +48,15 @@ std::vector<std::byte> summed(const std::vector<Tensor>& in, std::int64_t i) {
 }
 
 TEST_P(Ranks, AllReduceGivesTheSumInTheOrderOfTheRanks) {
-  const int n = GetParam();
-  Group group(n);
+  Group group(GetParam());
+  const int n = GetParam().size();
   Random random(static_cast<unsigned>(n));
   for (int round = 0; round < 24; ++round) {
     const DType dtype = std::vector{DType::f32, DType::f16, DType::bf16}[static_cast<std::size_t>(round % 3)];
     const bool plain = round % 2, in_place = round % 4 == 3;
-    // Some larger than what is summed in one shot.
-    const Shape shape = round % 6 == 0 ? Shape{} : round < 12 ? random_shape(random) : Shape{pick(random, 3, 7), 1, pick(random, 1200, 1500)};
+    // Some larger than what is summed in one shot, on the host or between GPUs.
+    const std::int64_t more = !GetParam().on_host() && round > 20 ? 40 : 1;
+    const Shape shape = round % 6 == 0 ? Shape{} : round < 12 ? random_shape(random) : Shape{pick(random, 3, 7), more, pick(random, 1200, 1500)};
     std::vector<Tensor> in, out;
     for (int r = 0; r < n; ++r) {
       in.emplace_back(shape, dtype, random, plain);
@@ -123,10 +65,8 @@ TEST_P(Ranks, AllReduceGivesTheSumInTheOrderOfTheRanks) {
     }
     std::vector<std::vector<std::byte>> expected;
     for (std::int64_t i = 0; i < numel(shape); ++i) expected.push_back(summed(in, i));
-    group.run([&](comm::Communicator& c) {
-      const auto r = static_cast<std::size_t>(c.rank());
-      c.all_reduce(in[r].view, in_place ? in[r].view : out[r].view);
-    });
+    group.call(by_rank(in, out),
+               [&](comm::Communicator& c, const std::vector<TensorView>& views) { c.all_reduce(views[0], views[in_place ? 0 : 1]); });
     for (int r = 0; r < n; ++r)
       for (std::int64_t i = 0; i < numel(shape); ++i)
         ASSERT_EQ((in_place ? in : out)[static_cast<std::size_t>(r)].element(i), expected[static_cast<std::size_t>(i)])
@@ -135,8 +75,8 @@ TEST_P(Ranks, AllReduceGivesTheSumInTheOrderOfTheRanks) {
 }
 
 TEST_P(Ranks, ReduceScatterGivesEveryRankItsPartOfTheSum) {
-  const int n = GetParam();
-  Group group(n);
+  Group group(GetParam());
+  const int n = GetParam().size();
   Random random(100u + static_cast<unsigned>(n));
   for (int round = 0; round < 20; ++round) {
     const DType dtype = std::vector{DType::f32, DType::f16, DType::bf16}[static_cast<std::size_t>(round % 3)];
@@ -149,9 +89,8 @@ TEST_P(Ranks, ReduceScatterGivesEveryRankItsPartOfTheSum) {
       in.back().fill(random);
       out.emplace_back(with(shape, dim, bounds[static_cast<std::size_t>(r) + 1] - bounds[static_cast<std::size_t>(r)]), dtype, random);
     }
-    group.run([&](comm::Communicator& c) {
-      const auto r = static_cast<std::size_t>(c.rank());
-      c.reduce_scatter(in[r].view, out[r].view, static_cast<int>(dim), bounds);
+    group.call(by_rank(in, out), [&](comm::Communicator& c, const std::vector<TensorView>& views) {
+      c.reduce_scatter(views[0], views[1], static_cast<int>(dim), bounds);
     });
     for (std::size_t r = 0; r < out.size(); ++r)
       for (std::int64_t i = 0; i < out[r].view.numel(); ++i)
@@ -163,8 +102,8 @@ constexpr DType kEveryType[] = {DType::f64, DType::f32, DType::f16, DType::bf16,
                                 DType::i64, DType::i32, DType::i16, DType::i8,   DType::u8,      DType::boolean};
 
 TEST_P(Ranks, AllGatherGivesEveryRankTheWhole) {
-  const int n = GetParam();
-  Group group(n);
+  Group group(GetParam());
+  const int n = GetParam().size();
   Random random(200u + static_cast<unsigned>(n));
   for (int round = 0; round < 24; ++round) {
     const DType dtype = kEveryType[round % std::size(kEveryType)];
@@ -177,9 +116,11 @@ TEST_P(Ranks, AllGatherGivesEveryRankTheWhole) {
       in.back().fill(random);
       out.emplace_back(shape, dtype, random);
     }
-    group.run([&](comm::Communicator& c) {
-      const auto r = static_cast<std::size_t>(c.rank());
-      c.all_gather(in[r].view, out[r].view, static_cast<int>(dim), bounds);
+    group.call(by_rank(in, out), [&](comm::Communicator& c, const std::vector<TensorView>& views) {
+      if (round % 3 == 0)
+        c.fetch(views[0], views[1], static_cast<int>(dim), bounds);
+      else
+        c.all_gather(views[0], views[1], static_cast<int>(dim), bounds);
     });
     for (const auto& whole : out)
       for (std::size_t r = 0; r < in.size(); ++r)
@@ -189,8 +130,8 @@ TEST_P(Ranks, AllGatherGivesEveryRankTheWhole) {
 }
 
 TEST_P(Ranks, HaloExchangeGivesEveryRankWhatItNeeds) {
-  const int n = GetParam();
-  Group group(n);
+  Group group(GetParam());
+  const int n = GetParam().size();
   Random random(300u + static_cast<unsigned>(n));
   for (int round = 0; round < 24; ++round) {
     const DType dtype = kEveryType[round % std::size(kEveryType)];
@@ -212,13 +153,156 @@ TEST_P(Ranks, HaloExchangeGivesEveryRankWhatItNeeds) {
       copy(part_of(whole.view, box), in.back().view);
       out.emplace_back(with(shape, dim, hi[r] - lo[r]), dtype, random, round % 2 == 0);
     }
-    group.run([&](comm::Communicator& c) {
-      const auto r = static_cast<std::size_t>(c.rank());
-      c.halo_exchange(in[r].view, out[r].view, static_cast<int>(dim), bounds, lo, hi);
+    group.call(by_rank(in, out), [&](comm::Communicator& c, const std::vector<TensorView>& views) {
+      c.halo_exchange(views[0], views[1], static_cast<int>(dim), bounds, lo, hi);
     });
     for (std::size_t r = 0; r < out.size(); ++r)
       for (std::int64_t i = 0; i < out[r].view.numel(); ++i)
         ASSERT_EQ(out[r].element(i), whole.element(index_in(shape, out[r].view.shape, dim, lo[r], i))) << "rank " << r << " round " << round;
+  }
+}
+
+// Whole numbers that all types hold, and so their sum.
+float whole_number(std::int64_t i, int rank) { return static_cast<float>((i * 7 + rank * 13) % 31); }
+
+void fill(Tensor& tensor, const std::function<float(std::int64_t)>& value) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.view.numel()));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = value(static_cast<std::int64_t>(i));
+  convert(values.data(), DType::f32, tensor.view.data, tensor.view.dtype, tensor.view.numel());
+}
+
+TEST_P(Ranks, AllReduceTakesAnySize) {
+  Group group(GetParam());
+  const int n = GetParam().size();
+  for (auto dtype : {DType::f32, DType::f16, DType::bf16}) {
+    std::vector<std::int64_t> sizes = {1, 2, 7, 16, 1000, 4097, 65536, 262145, 300008};
+    if (!GetParam().on_host()) sizes.insert(sizes.end(), {(64 << 20) / size_of(dtype), 1});
+    for (auto size : sizes) {
+      std::vector<Tensor> in, out;
+      for (int r = 0; r < n; ++r) {
+        in.emplace_back(Shape{size}, dtype);
+        out.emplace_back(Shape{size}, dtype);
+        fill(in.back(), [&](std::int64_t i) { return whole_number(i, r); });
+      }
+      Tensor expected({size}, dtype);
+      fill(expected, [&](std::int64_t i) {
+        float sum = 0;
+        for (int r = 0; r < n; ++r) sum += whole_number(i, r);
+        return sum;
+      });
+      group.call(by_rank(in, out), [&](comm::Communicator& c, const std::vector<TensorView>& views) {
+        c.all_reduce(views[0], views[1]);
+        c.all_reduce(views[0], views[0]);
+      });
+      for (int r = 0; r < n; ++r) {
+        ASSERT_TRUE(out[static_cast<std::size_t>(r)].memory == expected.memory) << size << " of " << name_of(dtype) << " on rank " << r;
+        ASSERT_TRUE(in[static_cast<std::size_t>(r)].memory == expected.memory) << size << " of " << name_of(dtype) << " in place on rank " << r;
+      }
+    }
+  }
+}
+
+TEST_P(Ranks, CallsInARowDoNotDisturbEachOther) {
+  Group group(GetParam());
+  const int n = GetParam().size();
+  Random random(400u + static_cast<unsigned>(n));
+  constexpr int kCalls = 100;
+  std::vector<std::vector<Tensor>> in(static_cast<std::size_t>(n)), out(static_cast<std::size_t>(n));
+  std::vector<std::int64_t> sizes;
+  std::vector<Tensors> tensors(static_cast<std::size_t>(n));
+  const auto add = [](std::int64_t i, int r, int call) { return whole_number(i + 3 * call, r); };
+  for (int call = 0; call < kCalls; ++call) sizes.push_back(call % 3 == 0 ? pick(random, 1, 40) : pick(random, 1, 100000));
+  for (int r = 0; r < n; ++r)
+    for (int call = 0; call < kCalls; ++call) {
+      const auto rank = static_cast<std::size_t>(r);
+      const Shape shape{sizes[static_cast<std::size_t>(call)]};
+      in[rank].emplace_back(shape, DType::f32);
+      out[rank].emplace_back(shape, DType::f32);
+      fill(in[rank].back(), [&](std::int64_t i) { return add(i, r, call); });
+    }
+  for (std::size_t r = 0; r < tensors.size(); ++r)
+    for (std::size_t call = 0; call < kCalls; ++call) tensors[r].insert(tensors[r].end(), {&in[r][call], &out[r][call]});
+  group.call(tensors, [&](comm::Communicator& c, const std::vector<TensorView>& views) {
+    for (std::size_t call = 0; call < kCalls; ++call) c.all_reduce(views[2 * call], views[2 * call + 1]);
+  });
+  for (int call = 0; call < kCalls; ++call) {
+    const auto size = sizes[static_cast<std::size_t>(call)];
+    Tensor expected({size}, DType::f32);
+    fill(expected, [&](std::int64_t i) {
+      float sum = 0;
+      for (int r = 0; r < n; ++r) sum += add(i, r, call);
+      return sum;
+    });
+    for (const auto& rank : out) ASSERT_TRUE(rank[static_cast<std::size_t>(call)].memory == expected.memory) << "call " << call << " of " << size;
+  }
+}
+
+class Recorded : public OnGroup {};
+INSTANTIATE_TEST_SUITE_P(Groups, Recorded, ::testing::ValuesIn(cuda_groups()), label);
+
+// Every replay hands every rank's numbers on to the rank before it, so that numbers of another replay would be seen.
+TEST_P(Recorded, ReplaysDoWhatTheCallsDid) {
+  Group group(GetParam());
+  const int n = GetParam().size();
+  const int steps = n % 3 == 0 ? 2 : 3;  // of handing on in a replay; not a multiple of the ranks
+  for (std::int64_t size : {std::int64_t{5}, std::int64_t{3000}, std::int64_t{700000}}) {
+    std::vector<std::int64_t> bounds, lo, hi;
+    for (int r = 0; r <= n; ++r) bounds.push_back(r * size);
+    for (int r = 0; r < n; ++r) {
+      lo.push_back((r + 1) % n * size);
+      hi.push_back(lo.back() + size);
+    }
+    std::vector<Tensor> part, next, last, sum, whole;
+    for (int r = 0; r < n; ++r) {
+      for (auto* tensors : {&part, &next, &last, &sum}) tensors->emplace_back(Shape{size}, DType::f32);
+      whole.emplace_back(Shape{n * size}, DType::f32);
+      fill(part.back(), [&](std::int64_t i) { return whole_number(i, r) + 100.0F * static_cast<float>(r); });
+    }
+    const std::vector<std::byte> initial = [&] {
+      std::vector<std::byte> all;
+      for (const auto& t : part) all.insert(all.end(), t.memory.begin(), t.memory.end());
+      return all;
+    }();
+    Tensor total({size}, DType::f32);
+    fill(total, [&](std::int64_t i) {
+      float value = 0;
+      for (int r = 0; r < n; ++r) value += whole_number(i, r) + 100.0F * static_cast<float>(r);
+      return value;
+    });
+    const auto views = group.put(by_rank(part, next, last, sum, whole));
+    std::vector<std::unique_ptr<backend::Recording>> recordings(static_cast<std::size_t>(n));
+    group.run([&](comm::Communicator& c, backend::Device* device) {
+      const auto& v = views[static_cast<std::size_t>(c.rank())];
+      recordings[static_cast<std::size_t>(c.rank())] = device->record([&] {
+        const auto hand_on = [&](std::size_t from, std::size_t to) { c.halo_exchange(v[from], v[to], 0, bounds, lo, hi); };
+        hand_on(0, 1);
+        if (steps == 3) hand_on(1, 2);
+        hand_on(static_cast<std::size_t>(steps - 1), 0);
+        c.all_reduce(v[0], v[3]);
+        c.all_gather(v[0], v[4], 0, bounds);
+      });
+    });
+    int done = 0;
+    for (int replays : {1, 2, 4, 7, 86}) {
+      group.run([&](comm::Communicator& c, backend::Device* device) {
+        for (int i = 0; i < replays; ++i) recordings[static_cast<std::size_t>(c.rank())]->replay();
+        device->synchronize();
+        c.check();
+      });
+      done += replays;
+      group.get(true);
+      const auto bytes = static_cast<std::ptrdiff_t>(size * 4), shift = done * steps % n * bytes;
+      auto rotated = initial;
+      std::rotate(rotated.begin(), rotated.begin() + shift, rotated.end());
+      for (std::size_t r = 0; r < part.size(); ++r) {
+        const auto* mine = rotated.data() + static_cast<std::ptrdiff_t>(r) * bytes;
+        ASSERT_TRUE(std::equal(part[r].memory.begin(), part[r].memory.end(), mine)) << size << " after " << done << " replays on rank " << r;
+        ASSERT_TRUE(sum[r].memory == total.memory) << size << " after " << done << " replays on rank " << r;
+        ASSERT_TRUE(whole[r].memory == rotated) << size << " after " << done << " replays on rank " << r;
+      }
+    }
+    group.run([&](comm::Communicator& c, backend::Device*) { recordings[static_cast<std::size_t>(c.rank())].reset(); });
+    group.get();
   }
 }
 
