@@ -2,6 +2,7 @@
 
 Of the twenty checks: 16 TestMemory, 17 TestBranches, 18 TestCancel, 19 saving; of 20 the fifty runs, previews and other devices."""
 
+import copy
 import gc
 import logging
 import threading
@@ -17,7 +18,9 @@ from test_families import TOLERANCE
 from test_patches import lora_file
 
 from comfytp.comfyui import engine_stats, split_model
+from comfytp.comfyui.site import Site
 from comfytp.comfyui.split import _splits
+from comfytp.importer.key import module_hash
 
 
 def held(split):
@@ -101,6 +104,22 @@ class TestBranches:
         assert len(twice.split.devices) == 3
         assert models.relative(models.sample(twice, "sd15"), expected) < TOLERANCE
         assert len(twice.split.stats()["allocated_weight_bytes"]) == 3
+
+
+def test_what_a_plain_branch_has_loaded_is_no_part_of_a_capture():
+    """Neither the marks that loading leaves on layers, nor the patches that it hangs on them where memory is short."""
+    plain = models.sd15()
+    site = Site(plain.model.diffusion_model, "_forward", {})
+    fresh = module_hash(site)
+    models.sample(plain, "sd15", steps=1)
+    loaded = [part for part in site.modules() if hasattr(part, "weight_function")]
+    for part in loaded:
+        part.weight_function = [lambda weight: weight * 2]
+        part._v = threading.Lock()  # a handle that cannot be copied
+    copied = copy.deepcopy(site)
+    assert module_hash(site) == fresh
+    assert not any(getattr(part, "weight_function", None) or hasattr(part, "_v") for part in copied.modules())
+    assert loaded and all(part.weight_function and hasattr(part, "_v") for part in loaded)
 
 
 def test_saving_a_checkpoint_writes_what_it_would_have_written(tmp_path):

@@ -98,8 +98,8 @@ def content_hash(tensor: torch.Tensor) -> str:
 
 def module_hash(module: torch.nn.Module, seen: dict[int, Any] | None = None) -> str:
     """Of everything that the capture of a module's forward depends on but the arguments: its code, its attributes, the shapes
-    of its parameters and the contents of its buffers, and the versions of torch and of the importer. seen: takes the objects whose
-    contents are part of it, by id."""
+    of its parameters and the contents of its buffers, and the versions of torch and of the importer. Attributes of its parts that
+    it names in `passing_attributes` do not count. seen: takes the objects whose contents are part of it, by id."""
     digest = hashlib.sha256()
 
     def add(*parts: Any) -> None:
@@ -120,8 +120,9 @@ def module_hash(module: torch.nn.Module, seen: dict[int, Any] | None = None) -> 
     seen = {} if seen is None else seen
     for cls in classes_of(module):
         add([(name, _state(_function(value), seen)) for name, value in sorted(vars(cls).items()) if isinstance(_function(value), _OF_A_CLASS)])
+    without = _NO_ATTRIBUTES | getattr(module, "passing_attributes", frozenset())
     for name, part in module.named_modules():
-        add(name, _state(part, seen))
+        add(name, _state(part, seen, without))
     return digest.hexdigest()
 
 
@@ -172,7 +173,7 @@ def _file_hash(file: str, size: int, modified: int) -> str:
     return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()
 
 
-def _state(value: Any, seen: dict[int, Any]) -> Any:
+def _state(value: Any, seen: dict[int, Any], without: frozenset[str] = _NO_ATTRIBUTES) -> Any:
     """A picture of an object's plain contents; functions by their code and what they close over.
 
     `seen` holds what has been pictured, not its address alone: another object may get the address of one that is gone.
@@ -186,7 +187,7 @@ def _state(value: Any, seen: dict[int, Any]) -> Any:
         return "seen"
     seen[id(value)] = value
     if isinstance(value, torch.nn.Module):
-        return (_class(value), [(k, _state(v, seen)) for k, v in vars(value).items() if k not in _NO_ATTRIBUTES])
+        return (_class(value), [(k, _state(v, seen)) for k, v in vars(value).items() if k not in without])
     if isinstance(value, Mapping):
         return [(str(k), _state(v, seen)) for k, v in value.items() if k != _UNORDERED]
     if isinstance(value, (list, tuple)):
