@@ -83,7 +83,7 @@ std::int64_t ceil_16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 // How segments of at most `longest` bytes are cut into chunks.
 void cut(Exchange& x, std::int64_t longest, int blocks) {
-  const std::int64_t most = kRegion / x.segments / 16 * 16, least = std::max<std::int64_t>(kLeast / x.segments, 512);
+  const std::int64_t most = kRegion / x.segments / 16 * 16, least = std::max<std::int64_t>(ceil_16(kLeast / x.segments), 512);
   const auto chunk = std::clamp(ceil_16((longest + blocks - 1) / blocks), std::min(least, most), most);
   x.chunk = static_cast<std::uint32_t>(chunk);
   x.blocks = static_cast<int>(std::clamp<std::int64_t>((longest + chunk - 1) / chunk, 1, blocks));
