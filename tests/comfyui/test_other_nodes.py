@@ -19,6 +19,7 @@ from test_families import TOLERANCE
 from test_patches import lora_file
 
 from comfytp.comfyui import engine_stats, split_model
+from comfytp.comfyui.callouts import StandIn
 
 
 def both(plain, run):
@@ -209,6 +210,29 @@ def test_easycache_skips_the_same_steps(order):
 
 
 @pytest.mark.usefixtures("on_engine")
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("calls_wrappers", [True, False])
+def test_compiled_model_runs_on_the_engine_from_the_first_call(order, calls_wrappers):
+    from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper  # TorchCompileModel's
+
+    def compiled(patcher):
+        patcher = patcher.clone()
+        set_torch_compile_wrapper(patcher, backend="eager")
+        return patcher
+
+    plain = models.sd15()
+    if not calls_wrappers:
+
+        class Own(type(plain.model.diffusion_model)):
+            def forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+                return self._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+        plain.model.diffusion_model.__class__ = Own
+    got = models.sample(split_model(compiled(plain), "0,1") if order == "before" else compiled(split_model(plain, "0,1")), "sd15")
+    assert models.relative(got, models.sample(plain, "sd15")) < TOLERANCE
+
+
+@pytest.mark.usefixtures("on_engine")
 def test_wrappers_of_other_nodes_run_around_the_engine():
     seen = []
 
@@ -338,6 +362,14 @@ def test_a_patch_is_given_what_comfyui_gives_it():
     got, ours = run(split)
     assert models.relative(got, expected) < TOLERANCE
     assert ours == theirs
+
+
+def test_a_patch_is_asked_with_tensors_on_the_device_of_the_sampling():
+    """It may hold weights of its own there."""
+    own = torch.empty(8, 8, device="meta")
+    stand_in = StandIn(("patches", "attn1_patch", 0), lambda x: x @ own, {"sigmas": own}, lambda _: None)
+    _, results = stand_in._ask((("l", (("t", 0),)), ("d", ())), [torch.empty(3, 8)])
+    assert results == [((3, 8), "f32")]
 
 
 @pytest.mark.usefixtures("on_engine")

@@ -113,7 +113,8 @@ class StandIn:
         python, generator = random.getstate(), torch.random.get_rng_state()
         try:
             with _disable_current_modes(), torch.no_grad():
-                real = [torch.rand(t.shape).to(t.dtype) for t in tensors]
+                device = device_of(self._options)
+                real = [torch.rand(t.shape, device="cpu").to(device, t.dtype) for t in tensors]
                 result = call(self._function, described, real, self._options)
                 found: list[torch.Tensor] = []
                 form = _describe(result, found, lambda _: None)
@@ -152,6 +153,11 @@ class Site:
         if form != self._form or got != self._results:
             raise ShapesDiffer(str(self.address[1]))
         return found
+
+
+def device_of(options: Mapping[str, Any]) -> torch.device:
+    """Where the functions expect their tensors: they may hold some of their own."""
+    return options["sigmas"].device if "sigmas" in options else torch.device("cpu")
 
 
 def functions(options: Mapping[str, Any]) -> dict[tuple[Any, ...], Any]:

@@ -64,7 +64,7 @@ class Engine:
         if not isinstance(compiled, Segments):
             self.programs.run(compiled, inputs, outputs, watch)
             return
-        device = self.live.options["sigmas"].device if "sigmas" in self.live.options else torch.device("cpu")
+        device = callouts.device_of(self.live.options)
 
         def call(site: callouts.Site, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
             function = self.live.functions[site.address]

@@ -134,7 +134,7 @@ class Calls:
         inputs = {
             name: _outside(tensor, self._gpu) for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None
         }
-        device = next((t.device for t in tensors), torch.device("cpu"))
+        device = next((t.device for t in tensors if t.dim()), torch.device("cpu"))  # a number may lie anywhere
         made_on = device if device == self._gpu else torch.device("cpu")
         leaves, outputs = [], {}
         for output in ready.program.outputs:
