@@ -162,6 +162,7 @@ class PatchedWeights:
 
     def _keys(self) -> list[str]:
         module = self._patcher.model.diffusion_model
+        module = getattr(module, "_orig_mod", module)  # TorchCompileModel's stands there while a call runs
         names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         names += [name for name, _ in module.named_buffers(remove_duplicate=False)]
         return [PREFIX + name for name in names]

@@ -42,13 +42,15 @@ def _around_forward(split: Any, executor: Any, *args: Any, **kwargs: Any) -> Any
 @torch.compiler.disable
 def _around_apply_model(split: Any, hooked: bool, executor: Any, *args: Any, **kwargs: Any) -> Any:
     module = executor.class_obj.diffusion_model
+    module = getattr(module, "_orig_mod", module)  # of TorchCompileModel's
     # What may never come to the wrappers needs the weights where PyTorch looks for them.
     if "forward" in vars(module):
         split.run_plain("another node's forward stands on the model")
     elif "ar_state" in (kwargs.get("transformer_options") or next((a for a in args if isinstance(a, dict) and "sigmas" in a), {})):
         split.run_plain("the sampler keeps keys and values between calls")
     elif not hooked:
-        with _Swapped(split, module):
+        # Code that torch has compiled would run the class's forward.
+        with _Swapped(split, module), torch.compiler.set_stance("force_eager"):
             return executor(*args, **kwargs)
     return executor(*args, **kwargs)
 
