@@ -50,7 +50,7 @@ def test_module_that_is_split_is_split_anew(module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("make", [torch.jit.script, lambda module: torch.jit.trace(module, x_of()), lambda module: torch.compile(module, backend="eager")])
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, x_of()), lambda m: torch.compile(m, backend="eager")])
 def test_module_without_python_code_is_refused(module, make):
     with pytest.raises(comfytp.Error, match="expected a module of Python code but got a"):
         comfytp.split(make(module))

@@ -25,8 +25,8 @@ class Plan:
     """What each device holds and does for the calls of one shape.
 
     devices: their names. weight_bytes_per_device: stored on each, in the stored dtype; weight_bytes_total: of the weights that
-    the call reads, once. flops_per_device: of a call; a multiply-add counts as two. activation_bytes_per_device. collectives: by device, kind ->
-    {"count", "bytes"}. notes: what could not be split as asked.
+    the call reads, once. flops_per_device: of a call; a multiply-add counts as two. activation_bytes_per_device.
+    collectives: by device, kind -> {"count", "bytes"}. notes: what could not be split as asked.
     """
 
     mesh: str
@@ -84,7 +84,7 @@ class SplitModule(torch.nn.Module):
         if not isinstance(module, torch.nn.Module):
             raise _core.Error(f"[split] expected a torch.nn.Module but got a {type(module).__name__}")
         if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
-            raise _core.Error(f"[split] expected a module of Python code but got a {type(module).__name__}: split the one that it was made of")
+            raise _core.Error(f"[split] expected a module of Python code but got a {type(module).__name__}: split the one in it")
         devices = list(devices) if isinstance(devices, Iterable) and not isinstance(devices, str) else devices
         prompt_inputs = list(prompt_inputs) if isinstance(prompt_inputs, Iterable) and not isinstance(prompt_inputs, str) else prompt_inputs
         _check_arguments(devices, mesh, placement, prompt_inputs, timeout)
