@@ -88,6 +88,13 @@ class Device {
   virtual const DeviceSpec& spec() const = 0;
   /// What it queues its work on, once attached (CUDA: its stream); null for a device that computes in the host's memory.
   virtual void* queue() const { return nullptr; }
+  /// A second queue for copies that run beside what queue() has; null where there is none.
+  virtual void* side_queue() const { return nullptr; }
+  /// What side_queue() gets from now on waits for what queue() has now.
+  virtual void fork() {}
+  /// What queue() gets from now on waits for what side_queue() had when `ticket` was taken by mark().
+  virtual std::size_t mark() { return 0; }
+  virtual void join(std::size_t) {}
   /// What graph::fuse does for this device.
   virtual graph::Fusion fusion() const = 0;
   /// Called first on the worker thread: affinity, thread counts, contexts.

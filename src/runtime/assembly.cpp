@@ -1,6 +1,7 @@
 #include "runtime/assembly.h"
 
 #include <algorithm>
+#include <map>
 
 #include "runtime/memory_plan.h"
 
@@ -22,7 +23,33 @@ int Assembly::root(int block) {
   return block;
 }
 
+// A fetch that runs aside begins some fetches before its reader, so that it is hidden behind what they are for. It needs a stored weight
+// alone, and its slot's life begins with it, so any earlier place is right; counted in collectives, it is the same one on all devices.
+void Assembly::hoist(std::vector<PendingLaunch>& launches) {
+  constexpr int kAhead = 4;
+  std::vector<PendingLaunch> hoisted;
+  for (auto& launch : launches) {
+    auto at = hoisted.size();
+    if (launch.aside)
+      for (int met = 0; at > 0; --at)
+        if (hoisted[at - 1].collective && ++met == kAhead) break;
+    hoisted.insert(hoisted.begin() + static_cast<std::ptrdiff_t>(at), std::move(launch));
+  }
+  launches = std::move(hoisted);
+  std::map<int, std::size_t> pending;  // by the slot's block
+  for (std::size_t i = 0; i < launches.size(); ++i) {
+    for (const auto& home : launches[i].in)
+      if (const auto found = pending.find(home.block); home.block >= 0 && found != pending.end()) {
+        launches[i].after.push_back(found->second);
+        pending.erase(found);
+      }
+    if (launches[i].aside) pending[launches[i].out[0].block] = i;
+  }
+}
+
 void Assembly::finish(Program& program) {
+  hoist(prologue_);
+  hoist(step_);
   measure();
   each_launch([&](PendingLaunch& launch, int time) { reuse(launch, time); });
   place_blocks(program);
@@ -34,7 +61,7 @@ void Assembly::finish(Program& program) {
   for (auto& [weight, home] : slots_) program.slots.push_back({std::move(weight), place(home)});
   each_launch([&](PendingLaunch& pending, int time) {
     Launch launch{std::move(pending.kernel), std::move(pending.collective), {}, {}, workspaces_[static_cast<std::size_t>(time)],
-                  std::move(pending.label), std::move(pending.work)};
+                  pending.aside, std::move(pending.after), std::move(pending.label), std::move(pending.work)};
     for (const auto& home : pending.in) launch.in.push_back(place(home));
     for (const auto& home : pending.out) launch.out.push_back(place(home));
     (time < step_begins() ? program.prologue : program.step).push_back(std::move(launch));

@@ -25,6 +25,8 @@ struct PendingLaunch {
   std::optional<CollectiveCall> collective;
   std::vector<Home> in, out;
   std::vector<std::size_t> may_overwrite;  ///< inputs whose memory output 0 may take over
+  bool aside = false;
+  std::vector<std::size_t> after;
   std::string label;
   Work work;
 };
@@ -49,6 +51,7 @@ class Assembly {
   };
   int root(int block);
   Block& block(const Home& home) { return blocks_[static_cast<std::size_t>(root(home.block))]; }
+  void hoist(std::vector<PendingLaunch>& launches);
   void measure();
   void reuse(PendingLaunch& launch, int time);
   void place_blocks(Program& program);

@@ -69,7 +69,11 @@ struct Engine::State {
       : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)) {
     stats.collective_seconds.resize(team->size());
     ranks.resize(team->size());
-    team->run([&](std::size_t d, backend::Device& device) { ranks[d] = {device.spec().name(), device.spec().index, device.queue()}; });
+    side_ranks.resize(team->size());
+    team->run([&](std::size_t d, backend::Device& device) {
+      ranks[d] = {device.spec().name(), device.spec().index, device.queue()};
+      side_ranks[d] = {device.spec().name(), device.spec().index, device.side_queue()};
+    });
     measure();
   }
 
@@ -101,7 +105,7 @@ struct Engine::State {
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   void connect(Program& program);
-  TensorView on_host(const TensorView& view, std::list<std::vector<std::byte>>& fetched);
+  std::vector<TensorView> on_host(std::vector<TensorView> views, std::list<std::vector<std::byte>>& fetched);
   void load(Compiled& compiled);
   void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs);
 
@@ -109,7 +113,9 @@ struct Engine::State {
   const std::shared_ptr<Team> team;
   Residency residency;
   std::vector<comm::DeviceRank> ranks;  // by device
-  std::map<std::vector<std::int64_t>, std::vector<std::unique_ptr<comm::Communicator>>> groups;  // by the devices' numbers
+  std::vector<comm::DeviceRank> side_ranks;  // the same with their side queues
+  // By the devices' numbers, and whether they run on the side queues.
+  std::map<std::pair<std::vector<std::int64_t>, bool>, std::vector<std::unique_ptr<comm::Communicator>>> groups;
 
   std::mutex calls, running_mutex;
   bool running = false;
@@ -156,10 +162,10 @@ void Engine::State::connect(Program& program) {
       if (!launch.collective) continue;
       const auto& attrs = launch.collective->node->attrs;
       const auto& devices = attrs.ints("group");
-      auto& group = groups[devices];
+      auto& group = groups[{devices, launch.aside}];
       if (group.empty()) {
         std::vector<comm::DeviceRank> members;
-        for (auto d : devices) members.push_back(ranks.at(static_cast<std::size_t>(d)));
+        for (auto d : devices) members.push_back((launch.aside ? side_ranks : ranks).at(static_cast<std::size_t>(d)));
         group = comm::device_group(members, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
       }
       launch.collective->communicator = group.at(static_cast<std::size_t>(attrs.integer("rank"))).get();
@@ -182,22 +188,27 @@ void Engine::State::load(Compiled& compiled) {
   stats.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// A prompt's content decides whether it is known: one that lies on a device is fetched, which waits for the device.
-TensorView Engine::State::on_host(const TensorView& view, std::list<std::vector<std::byte>>& fetched) {
-  if (view.host) return view;
-  auto& bytes = fetched.emplace_back(static_cast<std::size_t>(view.bytes()));
-  const auto copy = TensorView::dense(bytes.data(), view.dtype, view.shape);
+// A prompt's content decides whether it is known: what of it lies on a device is fetched, which waits for the device.
+std::vector<TensorView> Engine::State::on_host(std::vector<TensorView> views, std::list<std::vector<std::byte>>& fetched) {
+  if (std::all_of(views.begin(), views.end(), [](const TensorView& v) { return v.host; })) return views;
   team->run([&](std::size_t d, backend::Device& device) {
-    if (d == 0) device.fetch(view, copy);
+    if (d > 0) return;
+    for (auto& view : views) {
+      if (view.host) continue;
+      auto& bytes = fetched.emplace_back(static_cast<std::size_t>(view.bytes()));
+      const auto copy = TensorView::dense(bytes.data(), view.dtype, view.shape);
+      device.fetch(view, copy);
+      view = copy;
+    }
   });
-  return copy;
+  return views;
 }
 
 void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
   std::vector<TensorView> prompt;
   std::list<std::vector<std::byte>> fetched;
-  for (const auto& name : compiled.prompt_inputs) prompt.push_back(on_host(inputs.at(name), fetched));
-  const auto found = compiled.prompts.find(prompt);
+  for (const auto& name : compiled.prompt_inputs) prompt.push_back(inputs.at(name));
+  const auto found = compiled.prompts.find(on_host(std::move(prompt), fetched));
 
   const auto slot = static_cast<std::size_t>(found.slot);
   const bool alone = team->size() == 1;
@@ -285,6 +296,10 @@ void Engine::update(const std::set<std::string>& keys) {
 void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
   check_tensors("input", compiled.inputs, inputs);
   check_tensors("output", compiled.outputs, outputs);
+  const bool on_gpu = compiled.team->size() == 1 && state_->ranks[0].queue;
+  for (const auto* tensors : {&inputs, &outputs})
+    for (const auto& [name, view] : *tensors)
+      require(view.host || on_gpu, "[run] expected '{}' in host memory, as the engine does not run on one GPU alone, but got it on a GPU", name);
   State::Call call(*state_);
   require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
   state_->residency.use(compiled.shared_from_this());

@@ -34,12 +34,23 @@ void Executor::record(backend::Device& device) {
   recorded_ = true;
 }
 
+// Every fork of the side queue is joined, by the reader of what was fetched.
+void Executor::run(backend::Device& device, const std::vector<Launch>& launches, const Bound& bound, const Segment& segment) {
+  std::map<std::size_t, std::size_t> tickets;
+  for (std::size_t i = segment.first; i < segment.last; ++i) {
+    const auto& launch = launches[i];
+    for (auto fetch : launch.after)
+      if (const auto ticket = tickets.find(fetch); ticket != tickets.end()) device.join(ticket->second);
+    if (launch.aside) device.fork();
+    run(launch, bound.addresses[i]);
+    if (launch.aside) tickets[i] = device.mark();
+  }
+}
+
 void Executor::record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const {
   for (auto& segment : bound.segments)
     if (!segment.on_host && !segment.recording)
-      segment.recording = device.record([&] {
-        for (std::size_t i = segment.first; i < segment.last; ++i) run(launches[i], bound.addresses[i]);
-      });
+      segment.recording = device.record([&] { run(device, launches, bound, segment); });
 }
 
 Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
@@ -111,9 +122,7 @@ void Executor::run(backend::Device& device, const std::vector<Launch>& launches,
 double Executor::time_step(backend::Device& device) {
   for (const auto& segment : step_.segments)
     if (segment.on_host) return 0;
-  return device.time([&] {
-    for (std::size_t i = 0; i < program_.step.size(); ++i) run(program_.step[i], step_.addresses[i]);
-  });
+  return device.time([&] { run(device, program_.step, step_, {0, program_.step.size(), false, nullptr}); });
 }
 
 std::vector<double> Executor::time_launches(backend::Device& device, const comm::Abort& abort) {

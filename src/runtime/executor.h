@@ -65,6 +65,7 @@ class Executor {
   void read_inputs(backend::Device& device, const std::map<std::string, TensorView>& inputs, bool prompt);
   void record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const;
   void run(backend::Device& device, const std::vector<Launch>& launches, Bound& bound, const comm::Abort& abort);
+  static void run(backend::Device& device, const std::vector<Launch>& launches, const Bound& bound, const Segment& segment);
   static void run(const Launch& launch, const Addresses& at);
   void* at(const Place& place) const;
 

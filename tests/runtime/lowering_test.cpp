@@ -190,6 +190,37 @@ TEST(Lowering, GatheredWeightsPassThroughTheArenaAndStayStored) {
   EXPECT_LT(held, l.source->bytes() * 6 / 10);
 }
 
+class Hoisting : public testing::TestWithParam<const char*> {};
+
+// Ranks of a group meet in collectives one by one: another order on one of them is a deadlock.
+TEST_P(Hoisting, LeavesTheCollectivesOfAllDevicesInOneOrder) {
+  const Graph g = graph::normalise(small_unet());
+  const auto mesh = sharding::Mesh::parse(GetParam());
+  const auto local = sharding::partition(g, mesh, sharding::decide(g, mesh).assignment, sharding::Placement::gathered);
+  std::vector<std::vector<std::string>> orders;
+  int aside = 0;
+  for (const auto& graph : local.devices) {
+    Watch watch;
+    watch.like_a_gpu = true;
+    ReferenceDevice device{{"cpu", 0, 0}, watch};
+    runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
+    const auto program = runtime::lower(graph, device, store);
+    auto& order = orders.emplace_back();
+    for (const auto* launches : {&program.prologue, &program.step})
+      for (const auto& launch : *launches) {
+        if (!launch.collective) continue;
+        const auto& a = launch.collective->node->attrs;
+        order.push_back(fmt::format("{}{} of {} at {}", launch.aside ? "aside " : "", launch.label, to_string(a.ints("group")),
+                                    a.has("bounds") ? to_string(a.ints("bounds")) : ""));
+        aside += launch.aside;
+      }
+  }
+  EXPECT_GT(aside, 0);
+  for (const auto& order : orders) EXPECT_EQ(order, orders[0]);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Hoisting, testing::Values("patch=2", "batch=2", "patch=3", "patch=2:1"));
+
 TEST(Lowering, AnOpIsNamedWhenItCannotBeCompiled) {
   struct Refusing final : backend::HostDevice {
     backend::DeviceSpec spec_{"cpu", 0, 0};

@@ -14,6 +14,7 @@ namespace comfytp::test {
 
 /// Shared by the devices of one engine and the test.
 struct Watch {
+  bool like_a_gpu = false;  ///< passes between heavy ops, a side queue that fetches are hoisted for
   std::atomic<std::int64_t> allocations{0}, kernels{0};
   std::atomic<std::int64_t> live_bytes[8] = {};
   std::atomic<std::int64_t> live_kernels{0};
@@ -40,6 +41,8 @@ class ReferenceDevice final : public backend::HostDevice {
     }
     return std::make_unique<ReferenceKernel>(*this, node, in, out);
   }
+  graph::Fusion fusion() const override { return watch_.like_a_gpu ? graph::Fusion::passes : graph::Fusion::epilogues; }
+  void* side_queue() const override { return watch_.like_a_gpu ? &watch_ : nullptr; }
   bool decodes(const graph::Node& node, std::size_t i) const override { return graph::is(node, "cast") || i == 1; }
   void expect_compute(DType dtype) const override { require(dtype == DType::f32, "[devices] {} computes in f32 only", spec_.name()); }
 

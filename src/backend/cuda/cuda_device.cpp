@@ -36,6 +36,7 @@ void CudaDevice::attach() {
   check(cudaSetDevice(spec_.index), "choosing the device");
   check(cudaGetDeviceProperties(&context_.properties, spec_.index), "asking for the device's properties");
   check(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking), "making a stream");
+  check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a stream");
   check(cublasLtCreate(&context_.cublas), "starting cuBLASLt");
   check(cudnnCreate(&context_.cudnn), "starting cuDNN");
   check(cudnnSetStream(context_.cudnn, context_.stream), "giving cuDNN a stream");
@@ -43,6 +44,8 @@ void CudaDevice::attach() {
 }
 
 CudaDevice::~CudaDevice() {
+  for (auto event : events_) cudaEventDestroy(event);
+  if (side_) cudaStreamDestroy(side_);
   if (outside_) cudaEventDestroy(outside_);
   if (context_.cudnn) cudnnDestroy(context_.cudnn);
   if (context_.cublas) cublasLtDestroy(context_.cublas);
@@ -92,6 +95,7 @@ std::unique_ptr<WeightWriter> CudaDevice::weight_writer() { return make_weight_w
 std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& launches) {
   save_tuning(context_);  // all kernels are made when their launches are recorded
   cudaGraph_t graph = nullptr;
+  used_ = 0;
   check(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal), "recording launches");
   try {
     launches();
@@ -111,6 +115,28 @@ std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& launc
     throw;
   }
 }
+
+cudaEvent_t CudaDevice::next_event() {
+  if (used_ == events_.size()) {
+    cudaEvent_t event = nullptr;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    events_.push_back(event);
+  }
+  return events_[used_++];
+}
+
+void CudaDevice::fork() {
+  const auto event = next_event();
+  check(cudaEventRecord(event, context_.stream), "forking a stream");
+  check(cudaStreamWaitEvent(side_, event), "forking a stream");
+}
+
+std::size_t CudaDevice::mark() {
+  check(cudaEventRecord(next_event(), side_), "joining streams");
+  return used_ - 1;
+}
+
+void CudaDevice::join(std::size_t ticket) { check(cudaStreamWaitEvent(context_.stream, events_.at(ticket)), "joining streams"); }
 
 // In a graph, so that what launching costs the host does not count.
 double CudaDevice::time(const std::function<void()>& launches) {

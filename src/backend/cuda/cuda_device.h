@@ -16,6 +16,10 @@ class CudaDevice final : public Device {
 
   const DeviceSpec& spec() const override { return spec_; }
   void* queue() const override { return context_.stream; }
+  void* side_queue() const override { return side_; }
+  void fork() override;
+  std::size_t mark() override;
+  void join(std::size_t ticket) override;
   graph::Fusion fusion() const override { return graph::Fusion::passes; }
   void attach() override;
   std::unique_ptr<Kernel> compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) override;
@@ -45,6 +49,10 @@ class CudaDevice final : public Device {
   /// A place for so many bytes in staging_; may synchronise.
   char* stage(std::int64_t bytes);
   cudaEvent_t outside_ = nullptr;
+  cudaStream_t side_ = nullptr;
+  std::vector<cudaEvent_t> events_;  ///< of fork() and mark() since record() began
+  std::size_t used_ = 0;
+  cudaEvent_t next_event();
   /// What is queued from now on runs behind what the default stream has now.
   void after_default_stream();
 };

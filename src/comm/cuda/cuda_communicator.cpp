@@ -8,6 +8,7 @@
 #include "comm/communicator.h"
 #include "comm/cuda/cuda_group.h"
 #include "comm/cuda/exchange_plan.h"
+#include "comm/cuda/fetch.h"
 
 #if defined(_WIN32)
 #define COMFYTP_EXPORT __declspec(dllexport)
@@ -47,7 +48,10 @@ class CudaCommunicator final : public Communicator {
       const auto r = static_cast<std::size_t>((rank_ + i) % size());  // so that not all read from one
       const TensorView &from = requests[r].in, to = part(out, dim, bounds[r], bounds[r + 1]);
       const auto copy = backend::cuda::plan_copy(from.shape, from.dtype, from.strides, to.dtype, to.strides);
-      backend::cuda::check(backend::cuda::launch_copy(copy, from.data, to.data, group_->stream(rank_)), "fetching");
+      const bool dense = copy.rank == 0 || (copy.rank == 1 && copy.from[0] == 1 && copy.to[0] == 1);
+      const auto stream = group_->stream(rank_);
+      backend::cuda::check(dense ? launch_fetch(from.data, to.data, from.bytes(), stream) : backend::cuda::launch_copy(copy, from.data, to.data, stream),
+                           "fetching");
     }
     group_->wait(rank_);
   }

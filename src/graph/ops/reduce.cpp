@@ -35,7 +35,8 @@ class Reduce final : public Op {
     rule.outputs = rule.inputs;
     for (std::size_t d = 0; d < op.in[0].shape.size(); ++d) {
       if (!reduced(op.attrs, d)) continue;
-      rule.factors[d].kind = linear_ ? FactorKind::contracted : FactorKind::whole;
+      // Parts are summed by collectives, which sum real numbers.
+      rule.factors[d].kind = linear_ && is_float(op.in[0].dtype) ? FactorKind::contracted : FactorKind::whole;
       rule.outputs[0][d] = DimRule();
     }
     rule.linear = linear_;
