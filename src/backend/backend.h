@@ -66,8 +66,8 @@ class Kernel {
 class WeightWriter {
  public:
   virtual ~WeightWriter() = default;
-  /// `fill` writes the part to host memory, row-major, in the stored dtype; it has been called on return. A part whose buffer has no
-  /// format yet is row-major from now on.
+  /// `fill` writes the part to host memory, row-major, in the stored dtype; it is called from any thread, before finish() returns or
+  /// the writer dies, and what it throws comes from a later call. A part whose buffer has no format yet is row-major from now on.
   virtual void write(WeightBuffer& buffer, const std::function<void(void* host)>& fill) = 0;
   /// Waits until everything written is in its place. Throws Error.
   virtual void finish() = 0;

@@ -63,8 +63,8 @@ void WeightStore::load(backend::Device& device, const std::vector<backend::Weigh
 }
 
 void WeightStore::read(backend::WeightWriter& writer, backend::WeightBuffer& buffer) const {
-  const Box& box = entry_of_.at(&buffer)->box;
-  writer.write(buffer, [&](void* host) { source_->read(buffer.key, box, host); });
+  const Entry* entry = entry_of_.at(&buffer);
+  writer.write(buffer, [this, entry](void* host) { source_->read(entry->buffer.key, entry->box, host); });
 }
 
 std::vector<backend::WeightBuffer*> WeightStore::loaded(const std::set<std::string>& keys) {

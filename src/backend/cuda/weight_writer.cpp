@@ -1,7 +1,11 @@
 #include "backend/cuda/weight_writer.h"
 
 #include <algorithm>
-#include <array>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <thread>
 
 #include "backend/cuda/staging.h"
 
@@ -9,57 +13,112 @@ namespace comfytp::backend::cuda {
 namespace {
 
 constexpr std::int64_t kLeast = std::int64_t{16} << 20;
+constexpr std::size_t kReaders = 4;  // one thread reads a mapped file at a fraction of what the bus takes
 
 class Writer final : public WeightWriter {
  public:
   explicit Writer(Context& context) : context_(context) {
-    for (auto& buffer : buffers_) check(cudaEventCreateWithFlags(&buffer.taken, cudaEventDisableTiming), "making an event");
+    for (std::size_t i = 0; i < kReaders; ++i) readers_.emplace_back([this] { read(); });
   }
   ~Writer() override {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+      jobs_.clear();
+    }
+    changed_.notify_all();
+    for (auto& reader : readers_) reader.join();
     cudaStreamSynchronize(context_.stream);
-    for (auto& buffer : buffers_) cudaEventDestroy(buffer.taken);
     cudaFree(plain_);
   }
 
   void write(WeightBuffer& buffer, const std::function<void(void*)>& fill) override {
-    Buffer& staging = buffers_[next_];
-    next_ = 1 - next_;
-    check(cudaEventSynchronize(staging.taken), "waiting for a copy");
-    const auto bytes = static_cast<std::size_t>(buffer.bytes());
-    void* host = staging.memory.reserve(std::max(buffer.bytes(), kLeast));
-    fill(host);
-    if (!buffer.format) {
-      check(cudaMemcpyAsync(buffer.data, host, bytes, cudaMemcpyHostToDevice, context_.stream), "copying a weight to the device");
-      buffer.packable = false;  // a kernel that is made later finds it as it is now
-    } else {
-      reserve_plain(bytes);
-      check(cudaMemcpyAsync(plain_, host, bytes, cudaMemcpyHostToDevice, context_.stream), "copying a weight to the device");
-      buffer.format->pack(plain_, buffer.data);
-    }
-    check(cudaEventRecord(staging.taken, context_.stream), "recording an event");
+    if (!buffer.format) buffer.packable = false;  // a kernel that is made later finds it as it is now
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return jobs_.size() < kReaders || failure_; });
+    if (failure_) std::rethrow_exception(failure_);
+    jobs_.push_back({&buffer, fill});
+    ++unfinished_;
+    lock.unlock();
+    changed_.notify_all();
   }
-  void finish() override { check(cudaStreamSynchronize(context_.stream), "copying weights to the device"); }
+  void finish() override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return unfinished_ == 0 || failure_; });
+    if (failure_) std::rethrow_exception(failure_);
+    lock.unlock();
+    check(cudaStreamSynchronize(context_.stream), "copying weights to the device");
+  }
 
  private:
-  struct Buffer {
-    PinnedBuffer memory;
-    cudaEvent_t taken = nullptr;  ///< the copy engine has what was in it
+  struct Job {
+    WeightBuffer* buffer;
+    std::function<void(void*)> fill;
   };
 
-  void reserve_plain(std::size_t bytes) {
-    if (bytes <= plain_bytes_) return;
-    check(cudaStreamSynchronize(context_.stream), "copying weights to the device");
-    cudaFree(plain_);
-    plain_ = nullptr;
-    plain_bytes_ = 0;
-    check(cudaMalloc(&plain_, bytes), "memory to rearrange a weight in");
-    plain_bytes_ = bytes;
+  void read() {
+    PinnedBuffer staging;
+    cudaEvent_t taken = nullptr;
+    try {
+      check(cudaSetDevice(context_.ordinal), "choosing the device");
+      check(cudaEventCreateWithFlags(&taken, cudaEventDisableTiming), "making an event");
+      while (true) {
+        Job job;
+        {
+          std::unique_lock lock(mutex_);
+          changed_.wait(lock, [&] { return stopping_ || !jobs_.empty(); });
+          if (stopping_) break;
+          job = std::move(jobs_.front());
+          jobs_.pop_front();
+        }
+        changed_.notify_all();
+        check(cudaEventSynchronize(taken), "waiting for a copy");
+        void* host = staging.reserve(std::max(job.buffer->bytes(), kLeast));
+        job.fill(host);
+        std::lock_guard lock(mutex_);  // no other copy may come between a weight's and its packing
+        send(*job.buffer, host);
+        check(cudaEventRecord(taken, context_.stream), "recording an event");
+        --unfinished_;
+        changed_.notify_all();
+      }
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      if (!failure_) failure_ = std::current_exception();
+      jobs_.clear();
+      changed_.notify_all();
+    }
+    if (taken) {
+      cudaEventSynchronize(taken);
+      cudaEventDestroy(taken);
+    }
+  }
+
+  void send(WeightBuffer& buffer, const void* host) {
+    const auto bytes = static_cast<std::size_t>(buffer.bytes());
+    if (!buffer.format)
+      return check(cudaMemcpyAsync(buffer.data, host, bytes, cudaMemcpyHostToDevice, context_.stream), "copying a weight to the device");
+    if (bytes > plain_bytes_) {
+      check(cudaStreamSynchronize(context_.stream), "copying weights to the device");
+      cudaFree(plain_);
+      plain_ = nullptr;
+      plain_bytes_ = 0;
+      check(cudaMalloc(&plain_, bytes), "memory to rearrange a weight in");
+      plain_bytes_ = bytes;
+    }
+    check(cudaMemcpyAsync(plain_, host, bytes, cudaMemcpyHostToDevice, context_.stream), "copying a weight to the device");
+    buffer.format->pack(plain_, buffer.data);
   }
 
   Context& context_;
-  std::array<Buffer, 2> buffers_;
-  std::size_t next_ = 0, plain_bytes_ = 0;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Job> jobs_;
+  std::size_t unfinished_ = 0;
+  bool stopping_ = false;
+  std::exception_ptr failure_;
   void* plain_ = nullptr;
+  std::size_t plain_bytes_ = 0;
+  std::vector<std::thread> readers_;
 };
 
 }  // namespace

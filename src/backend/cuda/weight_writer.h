@@ -7,7 +7,7 @@
 
 namespace comfytp::backend::cuda {
 
-/// Reads into page-locked memory while the copy engine takes what was read before.
+/// Several threads read into page-locked memory while the copy engine takes what was read before.
 std::unique_ptr<WeightWriter> make_weight_writer(Context& context);
 
 }  // namespace comfytp::backend::cuda
