@@ -8,7 +8,7 @@ import comfytp
 import pytest
 import torch
 from comfytp.importer import calls as importer_calls
-from test_calls import Small, own_cache, same, x_of  # noqa: F401
+from test_module_calls import Small, own_cache, same, x_of  # noqa: F401
 
 
 class Scaler:
