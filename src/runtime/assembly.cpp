@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
 
 #include "runtime/memory_plan.h"
 
@@ -26,15 +27,20 @@ int Assembly::root(int block) {
 // A fetch that runs aside begins some fetches before its reader, so that it is hidden behind what they are for. It needs a stored weight
 // alone, and its slot's life begins with it, so any earlier place is right; counted in collectives, it is the same one on all devices.
 void Assembly::hoist(std::vector<PendingLaunch>& launches) {
-  constexpr int kAhead = 4;
-  std::vector<PendingLaunch> hoisted;
-  for (auto& launch : launches) {
-    auto at = hoisted.size();
-    if (launch.aside)
-      for (int met = 0; at > 0; --at)
-        if (hoisted[at - 1].collective && ++met == kAhead) break;
-    hoisted.insert(hoisted.begin() + static_cast<std::ptrdiff_t>(at), std::move(launch));
+  constexpr std::size_t kAhead = 4;
+  std::vector<std::size_t> collectives, key(launches.size()), order(launches.size());
+  for (std::size_t i = 0; i < launches.size(); ++i) {
+    key[i] = order[i] = i;
+    if (!launches[i].collective) continue;
+    if (launches[i].aside) key[i] = collectives.size() < kAhead ? 0 : collectives[collectives.size() - kAhead];
+    collectives.push_back(i);
   }
+  // Of those at one place the fetch comes first: what stood there may be a fetch that has gone ahead itself.
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
+    return std::tuple(key[x], !launches[x].aside) < std::tuple(key[y], !launches[y].aside);
+  });
+  std::vector<PendingLaunch> hoisted;
+  for (auto i : order) hoisted.push_back(std::move(launches[i]));
   launches = std::move(hoisted);
   std::map<int, std::size_t> pending;  // by the slot's block
   for (std::size_t i = 0; i < launches.size(); ++i) {

@@ -219,6 +219,29 @@ TEST_P(Hoisting, LeavesTheCollectivesOfAllDevicesInOneOrder) {
   for (const auto& order : orders) EXPECT_EQ(order, orders[0]);
 }
 
+// A slot is held from its fetch to its reader: few may be at once.
+TEST_P(Hoisting, FetchesNoMoreThanFourCollectivesAhead) {
+  const Graph g = graph::normalise(small_unet());
+  const auto mesh = sharding::Mesh::parse(GetParam());
+  const auto local = sharding::partition(g, mesh, sharding::decide(g, mesh).assignment, sharding::Placement::gathered);
+  Watch watch;
+  watch.like_a_gpu = true;
+  ReferenceDevice device{{"cpu", 0, 0}, watch};
+  runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
+  const auto program = runtime::lower(local.devices[0], device, store);
+  int read = 0;
+  for (const auto* launches : {&program.prologue, &program.step}) {
+    int waiting = 0;
+    for (const auto& launch : *launches) {
+      waiting += launch.aside - static_cast<int>(launch.after.size());
+      read += static_cast<int>(launch.after.size());
+      EXPECT_LE(waiting, 5) << launch.label;
+    }
+    EXPECT_EQ(waiting, 0) << "every fetch has a reader that waits for it";
+  }
+  EXPECT_GT(read, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, Hoisting, testing::Values("patch=2", "batch=2", "patch=3", "patch=2:1"));
 
 TEST(Lowering, AnOpIsNamedWhenItCannotBeCompiled) {

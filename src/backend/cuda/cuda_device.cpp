@@ -36,7 +36,9 @@ void CudaDevice::attach() {
   check(cudaSetDevice(spec_.index), "choosing the device");
   check(cudaGetDeviceProperties(&context_.properties, spec_.index), "asking for the device's properties");
   check(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking), "making a stream");
-  check(cudaStreamCreateWithFlags(&side_, cudaStreamNonBlocking), "making a stream");
+  int least = 0, most = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &most), "asking for priorities");
+  check(cudaStreamCreateWithPriority(&side_, cudaStreamNonBlocking, most), "making a stream");  // what it copies is waited for soon
   check(cublasLtCreate(&context_.cublas), "starting cuBLASLt");
   check(cudnnCreate(&context_.cudnn), "starting cuDNN");
   check(cudnnSetStream(context_.cudnn, context_.stream), "giving cuDNN a stream");

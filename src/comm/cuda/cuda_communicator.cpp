@@ -44,15 +44,22 @@ class CudaCommunicator final : public Communicator {
     if (!group_->peers()) return all_gather(in, out, dim, bounds);
     const CurrentDevice current(group_->ordinal(rank_));
     const auto& requests = meet({"all_gather", in, out, dim, bounds, {}, {}});
+    FetchParts parts;
+    const auto stream = group_->stream(rank_);
     for (int i = 0; i < size(); ++i) {
       const auto r = static_cast<std::size_t>((rank_ + i) % size());  // so that not all read from one
       const TensorView &from = requests[r].in, to = part(out, dim, bounds[r], bounds[r + 1]);
       const auto copy = backend::cuda::plan_copy(from.shape, from.dtype, from.strides, to.dtype, to.strides);
       const bool dense = copy.rank == 0 || (copy.rank == 1 && copy.from[0] == 1 && copy.to[0] == 1);
-      const auto stream = group_->stream(rank_);
-      backend::cuda::check(dense ? launch_fetch(from.data, to.data, from.bytes(), stream) : backend::cuda::launch_copy(copy, from.data, to.data, stream),
-                           "fetching");
+      if (dense && parts.count < kMostParts) {
+        parts.from[parts.count] = from.data;
+        parts.to[parts.count] = to.data;
+        parts.bytes[parts.count++] = from.bytes();
+      } else {
+        backend::cuda::check(backend::cuda::launch_copy(copy, from.data, to.data, stream), "fetching");
+      }
     }
+    backend::cuda::check(launch_fetch(parts, stream), "fetching");
     group_->wait(rank_);
   }
 

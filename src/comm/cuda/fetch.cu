@@ -5,11 +5,19 @@
 namespace comfytp::comm::cuda {
 namespace {
 
-constexpr int kThreads = 512, kBlocks = 32, kAhead = 4;
+constexpr int kThreads = 256, kBlocks = 64, kAhead = 8;  // so much is on its way at once: a link is far
 
-__global__ void __launch_bounds__(kThreads) fetch_words(const uint4* from, uint4* to, std::int64_t count) {
-  const std::int64_t step = std::int64_t{gridDim.x} * kThreads;
-  std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+__device__ __forceinline__ bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+
+// The parts stand side by side: blockIdx.y is one.
+__global__ void __launch_bounds__(kThreads) fetch(const __grid_constant__ FetchParts parts) {
+  const int part = blockIdx.y;
+  const bool words = aligned(parts.from[part]) && aligned(parts.to[part]);
+  const std::int64_t count = words ? parts.bytes[part] / 16 : 0, step = std::int64_t{gridDim.x} * kThreads;
+  const std::int64_t first = blockIdx.x * std::int64_t{kThreads} + threadIdx.x;
+  const auto* from = static_cast<const uint4*>(parts.from[part]);
+  auto* to = static_cast<uint4*>(parts.to[part]);
+  std::int64_t i = first;
   for (; i + (kAhead - 1) * step < count; i += kAhead * step) {
     uint4 v[kAhead];
 #pragma unroll
@@ -17,24 +25,25 @@ __global__ void __launch_bounds__(kThreads) fetch_words(const uint4* from, uint4
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) to[i + a * step] = v[a];
   }
-  for (; i < count; i += step) to[i] = from[i];
+  uint4 rest[kAhead];
+#pragma unroll
+  for (int a = 0; a < kAhead; ++a)
+    if (i + a * step < count) rest[a] = from[i + a * step];
+#pragma unroll
+  for (int a = 0; a < kAhead; ++a)
+    if (i + a * step < count) to[i + a * step] = rest[a];
+  for (std::int64_t b = count * 16 + first; b < parts.bytes[part]; b += step)
+    static_cast<char*>(parts.to[part])[b] = static_cast<const char*>(parts.from[part])[b];
 }
-
-__global__ void fetch_bytes(const char* from, char* to, std::int64_t count) {
-  for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < count; i += std::int64_t{gridDim.x} * kThreads) to[i] = from[i];
-}
-
-int blocks_for(std::int64_t threads) { return static_cast<int>(std::clamp<std::int64_t>((threads + kThreads - 1) / kThreads, 1, kBlocks)); }
 
 }  // namespace
 
-cudaError_t launch_fetch(const void* from, void* to, std::int64_t bytes, cudaStream_t stream) {
-  if (bytes == 0) return cudaSuccess;
-  const bool aligned = (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) % 16 == 0;
-  const std::int64_t words = aligned ? bytes / 16 : 0, rest = bytes - words * 16;
-  if (words > 0) fetch_words<<<blocks_for(words), kThreads, 0, stream>>>(static_cast<const uint4*>(from), static_cast<uint4*>(to), words);
-  if (rest > 0)
-    fetch_bytes<<<blocks_for(rest), kThreads, 0, stream>>>(static_cast<const char*>(from) + words * 16, static_cast<char*>(to) + words * 16, rest);
+cudaError_t launch_fetch(const FetchParts& parts, cudaStream_t stream) {
+  std::int64_t most = 0;
+  for (int p = 0; p < parts.count; ++p) most = std::max(most, parts.bytes[p]);
+  if (most == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(most / 16 / kThreads, 1, kBlocks));
+  fetch<<<dim3(blocks, static_cast<unsigned>(parts.count)), kThreads, 0, stream>>>(parts);
   return cudaGetLastError();
 }
 
