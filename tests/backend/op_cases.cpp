@@ -394,6 +394,9 @@ void add_movement(std::vector<OpCase>& cases) {
   cases.push_back({"merge_dims", [](Builder& b) { return b.merge_dims(input(b, {3, 2, 4, 5}), 1, 2); }});
   cases.push_back({"merge_dims_apart", [](Builder& b) { return b.merge_dims(b.transpose(input(b, {3, 2, 4, 5}), {0, 2, 1, 3}), 1, 2); }});
   cases.push_back({"slice", [](Builder& b) { return b.slice(input(b, {3, 20, 5}), 1, 4, 17); }});
+  cases.push_back({"slice_with_a_step", [](Builder& b) {
+                     return b.graph.add("slice", {input(b, {3, 20, 5})}, {{"dim", std::int64_t{1}}, {"start", std::int64_t{4}}, {"stop", std::int64_t{18}}, {"step", std::int64_t{3}}});
+                   }});
   cases.push_back({"slice_empty", [](Builder& b) { return b.slice(input(b, {3, 20, 5}), 1, 4, 4); }});
   cases.push_back({"concat", [](Builder& b) {
                      return b.concat({input(b, {2, 3, 4, 5}, "a"), input(b, {2, 0, 4, 5}, "b"), input(b, {2, 7, 4, 5}, "c")}, 1);

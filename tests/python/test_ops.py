@@ -69,6 +69,18 @@ CASES = {
     "split_dim": Case("split_dim", [r(2, 24, 5)], lambda x: x.unflatten(1, (4, 6)), {"dim": 1, "sizes": [4, 6]}),
     "merge_dims": Case("merge_dims", [r(2, 4, 6, 5)], lambda x: x.flatten(1, 2), {"dim": 1, "count": 2}),
     "slice": Case("slice", [r(2, 9, 5)], lambda x: x[:, 2:7], {"dim": 1, "start": 2, "stop": 7}),
+    "slice with a step": Case("slice", [r(2, 9, 5)], lambda x: x[:, 1:8:3], {"dim": 1, "start": 1, "stop": 8, "step": 3}),
+    "pointwise": Case(
+        "pointwise", [r(2, 8, 5, 3), r(8), r(2, 8, 1, 1), r(2, 8, 5, 3)], lambda x, b, e, s: F.silu(x + b[:, None, None]) * (1 + e) + s,
+        {"steps": "bias,silu,add_one_mul,add", "channel": 1}),
+    "fused_norm": Case(
+        "fused_norm", [r(2, 5, 24), r(24), r(24), r(2, 1, 24), r(2, 1, 24)], lambda x, w, b, s, t: F.layer_norm(x, [24], w, b, 1e-5) * (1 + s) + t,
+        {"pre": "", "norm": "layer_norm", "epsilon": 1e-5, "affine": "weight,bias", "post": "add_one_mul,add"}),
+    "fused_norm of squares": Case(
+        "fused_norm", [r(2, 5, 24), r(24)], lambda x, w: F.rms_norm(x, [24], w, 1e-6),
+        {"pre": "", "norm": "rms_norm", "epsilon": 1e-6, "affine": "weight", "post": ""}),
+    "glu": Case("glu", [r(2, 5, 24), r(2, 5, 24), r(24), r(24)], lambda v, g, bv, bg: (v + bv) * F.gelu(g + bg),
+                {"activation": "gelu", "biases": "value,gate"}),
     "concat": Case("concat", [r(2, 3, 5), r(2, 4, 5), r(2, 1, 5)], lambda *x: torch.cat(x, 1), {"dim": 1}),
     "conv1d": Case("conv1d", [r(2, 8, 11), r(6, 4, 3)], lambda x, k: F.conv1d(x, k, stride=2, padding=1, groups=2), conv([2], [1], groups=2), weights=1),
     "conv2d with groups": Case("conv2d", [r(2, 8, 9, 7), r(8, 1, 3, 3)], lambda x, k: F.conv2d(x, k, padding=1, groups=8),

@@ -63,7 +63,7 @@ class Views {
   ValueId slice(ValueId x, std::int64_t dim, Interval part) {
     if (part == Interval{0, g_.type(x).shape[static_cast<std::size_t>(dim)]}) return x;
     const Node before = g_.producer(x);
-    if (is(before, "slice") && before.attrs.integer("dim") == dim) {
+    if (is(before, "slice") && before.attrs.integer("dim") == dim && before.attrs.integer_or("step", 1) == 1) {
       const auto start = before.attrs.integer("start");
       return slice(before.inputs[0], dim, {start + part.lo, start + part.hi});
     }
@@ -96,7 +96,7 @@ ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, c
   if (is(node, "transpose")) return views.transpose(in[0], a.ints("order"));
   if (is(node, "split_dim")) return views.split(in[0], a.integer("dim"), a.ints("sizes"));
   if (is(node, "merge_dims")) return views.merge(in[0], a.integer("dim"), a.integer("count"));
-  if (is(node, "slice")) return views.slice(in[0], a.integer("dim"), {a.integer("start"), a.integer("stop")});
+  if (is(node, "slice") && a.integer_or("step", 1) == 1) return views.slice(in[0], a.integer("dim"), {a.integer("start"), a.integer("stop")});
   if (is(node, "concat") && in.size() == 1) return in[0];
   if ((is(node, "expand") || is(node, "pad")) && g.type(in[0]).shape == type.shape) return in[0];
   if (is(node, "cast") && type.dtype == g.type(in[0]).dtype) return in[0];

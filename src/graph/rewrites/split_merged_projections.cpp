@@ -37,7 +37,8 @@ std::optional<Graph> split_merged_projections(const Graph& graph) {
     }
     const auto all = users();
     const auto is_part = [&](int user) {
-      return user >= 0 && is(nodes[user], "slice") && nodes[user].attrs.integer("dim") == static_cast<std::int64_t>(channel);
+      return user >= 0 && is(nodes[user], "slice") && nodes[user].attrs.integer("dim") == static_cast<std::int64_t>(channel) &&
+             nodes[user].attrs.integer_or("step", 1) == 1;
     };
     if (all.empty() || !std::all_of(all.begin(), all.end(), is_part)) continue;
     for (int user : all) slices[&nodes[user]] = merged;

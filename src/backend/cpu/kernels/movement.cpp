@@ -74,7 +74,9 @@ std::unique_ptr<Kernel> slice(const Site& site) {
   const auto dim = static_cast<std::size_t>(site.attrs().integer("dim"));
   const auto &in = site.in[0], &out = site.out[0];
   std::vector<Move> moves;
-  moves.push_back({CopyPlan(out.type.shape, in.type.dtype, strides(in), out.type.dtype, strides(out)), 0,
+  Shape from = strides(in);
+  from[dim] *= site.attrs().integer_or("step", 1);
+  moves.push_back({CopyPlan(out.type.shape, in.type.dtype, from, out.type.dtype, strides(out)), 0,
                    site.attrs().integer("start") * strides(in)[dim] * size_of(in.type.dtype), 0});
   return std::make_unique<MovementKernel>(std::move(moves));
 }
