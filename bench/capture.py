@@ -11,6 +11,7 @@ import tempfile
 import time
 
 import torch
+from configs import SDXL
 
 
 class Shapes:
@@ -52,19 +53,7 @@ class NoRun:
 def sdxl():
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
+    return UNet2DConditionModel(**SDXL)
 
 
 def sdxl_call():

@@ -24,11 +24,7 @@ class BackendLibrary {
   virtual std::unique_ptr<Device> open(const DeviceSpec& spec) const = 0;
 };
 
-/// The exported function is "comfytp_backend" of this type; `build` must be the loader's own COMFYTP_BUILD. Null where it is another:
-/// classes of two builds must not meet.
-using BackendEntry = BackendLibrary* (*)(const char* build);
-
-/// The CUDA backend, loaded at the first call. Throws Error saying why it is not to be had.
+/// The CUDA backend, loaded at the first call: what the library's "comfytp_backend" gives (Library::of_this_build). Throws Error saying why it is not to be had.
 const BackendLibrary& cuda_library();
 
 }  // namespace comfytp::backend

@@ -21,6 +21,12 @@ TensorView part_of(const TensorView& view, const Box& box) {
   return part;
 }
 
+TensorView part_of(const TensorView& view, int dim, std::int64_t lo, std::int64_t hi) {
+  Box box = whole_box(view.shape);
+  box[static_cast<std::size_t>(dim)] = {lo, hi};
+  return part_of(view, box);
+}
+
 namespace {
 
 struct Loop {

@@ -25,6 +25,8 @@ struct TensorView {
 
 /// The part of `view` inside `box`; no data moves.
 TensorView part_of(const TensorView& view, const Box& box);
+/// The part with [lo, hi) of dimension dim.
+TensorView part_of(const TensorView& view, int dim, std::int64_t lo, std::int64_t hi);
 
 /// Copies element by element with conversion of the type; shapes must be equal. Neighbouring dimensions that are
 /// contiguous on both sides are moved as blocks.

@@ -9,14 +9,9 @@ namespace comfytp::comm {
 namespace {
 
 const GroupLibrary& cuda_groups() {
-  static const GroupLibrary& loaded = [&]() -> const GroupLibrary& {
-    static const Library library("comfytp_cuda");
-    const auto entry = reinterpret_cast<GroupEntry>(library.symbol("comfytp_group"));
-    const GroupLibrary* groups = entry(COMFYTP_BUILD);
-    require(groups, "[comm] '{}' belongs to another build than this one ({})", library.path(), COMFYTP_BUILD);
-    return *groups;
-  }();
-  return loaded;
+  static const Library library("comfytp_cuda");
+  static const auto& groups = library.of_this_build<const GroupLibrary>("comfytp_group");
+  return groups;
 }
 
 }  // namespace

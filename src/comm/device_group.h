@@ -29,15 +29,12 @@ enum class Route {
 std::vector<std::unique_ptr<Communicator>> device_group(const std::vector<DeviceRank>& ranks, std::shared_ptr<Abort> abort,
                                                         std::chrono::duration<double> timeout, Route route = Route::best);
 
-/// What the CUDA library exports for this.
+/// What the CUDA library's "comfytp_group" gives for this (Library::of_this_build).
 class GroupLibrary {
  public:
   virtual ~GroupLibrary() = default;
   virtual std::vector<std::unique_ptr<Communicator>> group(const std::vector<DeviceRank>& ranks, std::shared_ptr<Abort> abort,
                                                            std::chrono::duration<double> timeout, Route route) const = 0;
 };
-
-/// The exported function is "comfytp_group" of this type; see backend/library.h.
-using GroupEntry = const GroupLibrary* (*)(const char* build);
 
 }  // namespace comfytp::comm

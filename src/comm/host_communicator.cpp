@@ -31,13 +31,6 @@ bool flat(const std::vector<Request>& requests) {
   return true;
 }
 
-// [lo, hi) of dimension dim.
-TensorView part(const TensorView& view, int dim, std::int64_t lo, std::int64_t hi) {
-  Box box = whole_box(view.shape);
-  box[static_cast<std::size_t>(dim)] = {lo, hi};
-  return part_of(view, box);
-}
-
 class HostCommunicator final : public Communicator {
  public:
   HostCommunicator(std::shared_ptr<HostGroup> group, int rank) : group_(std::move(group)), rank_(rank) {}
@@ -72,7 +65,7 @@ class HostCommunicator final : public Communicator {
       const auto whole = shape[static_cast<std::size_t>(dim)], at = whole * r / size();
       return as_array && r < size() ? at / 16 * 16 : at;  // so that no two ranks write to one cache line
     };
-    const auto slice = [&](const TensorView& view, int r) { return part(view, dim, bound(r), bound(r + 1)); };
+    const auto slice = [&](const TensorView& view, int r) { return part_of(view, dim, bound(r), bound(r + 1)); };
     std::vector<TensorView> mine;
     for (const auto& view : ins) mine.push_back(slice(view, rank_));
     sum(mine, slice(outs[me], rank_));
@@ -86,14 +79,14 @@ class HostCommunicator final : public Communicator {
     const auto& requests = meet({"reduce_scatter", in, out, dim, bounds, {}, {}});
     const auto r = static_cast<std::size_t>(rank_);
     std::vector<TensorView> mine;
-    for (const auto& q : requests) mine.push_back(part(q.in, dim, bounds[r], bounds[r + 1]));
+    for (const auto& q : requests) mine.push_back(part_of(q.in, dim, bounds[r], bounds[r + 1]));
     sum(mine, out);
     group_->wait(rank_);
   }
 
   void all_gather(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) override {
     const auto& requests = meet({"all_gather", in, out, dim, bounds, {}, {}});
-    for (std::size_t r = 0; r < requests.size(); ++r) copy(requests[r].in, part(out, dim, bounds[r], bounds[r + 1]));
+    for (std::size_t r = 0; r < requests.size(); ++r) copy(requests[r].in, part_of(out, dim, bounds[r], bounds[r + 1]));
     group_->wait(rank_);
   }
 
@@ -104,7 +97,7 @@ class HostCommunicator final : public Communicator {
     for (std::size_t r = 0; r < requests.size(); ++r) {
       const Interval common = intersect({bounds[r], bounds[r + 1]}, need);
       if (common.size() == 0) continue;
-      copy(part(requests[r].in, dim, common.lo - bounds[r], common.hi - bounds[r]), part(out, dim, common.lo - need.lo, common.hi - need.lo));
+      copy(part_of(requests[r].in, dim, common.lo - bounds[r], common.hi - bounds[r]), part_of(out, dim, common.lo - need.lo, common.hi - need.lo));
     }
     group_->wait(rank_);
   }

@@ -5,12 +5,7 @@
 
 #include "backend/cuda/cuda_device.h"
 #include "backend/cuda/status.h"
-
-#if defined(_WIN32)
-#define COMFYTP_EXPORT __declspec(dllexport)
-#else
-#define COMFYTP_EXPORT __attribute__((visibility("default")))
-#endif
+#include "base/library.h"
 
 namespace comfytp::backend::cuda {
 namespace {
@@ -44,7 +39,7 @@ class CudaLibrary final : public BackendLibrary {
 }  // namespace
 }  // namespace comfytp::backend::cuda
 
-extern "C" COMFYTP_EXPORT comfytp::backend::BackendLibrary* comfytp_backend(const char* build) {
-  static comfytp::backend::cuda::CudaLibrary library;
+extern "C" COMFYTP_EXPORT const comfytp::backend::BackendLibrary* comfytp_backend(const char* build) {
+  static const comfytp::backend::cuda::CudaLibrary library;
   return std::strcmp(build, COMFYTP_BUILD) == 0 ? &library : nullptr;
 }

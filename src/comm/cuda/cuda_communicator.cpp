@@ -5,16 +5,11 @@
 
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/status.h"
+#include "base/library.h"
 #include "comm/communicator.h"
 #include "comm/cuda/cuda_group.h"
 #include "comm/cuda/exchange_plan.h"
 #include "comm/cuda/fetch.h"
-
-#if defined(_WIN32)
-#define COMFYTP_EXPORT __declspec(dllexport)
-#else
-#define COMFYTP_EXPORT __attribute__((visibility("default")))
-#endif
 
 namespace comfytp::comm::cuda {
 namespace {
@@ -48,7 +43,7 @@ class CudaCommunicator final : public Communicator {
     const auto stream = group_->stream(rank_);
     for (int i = 0; i < size(); ++i) {
       const auto r = static_cast<std::size_t>((rank_ + i) % size());  // so that not all read from one
-      const TensorView &from = requests[r].in, to = part(out, dim, bounds[r], bounds[r + 1]);
+      const TensorView &from = requests[r].in, to = part_of(out, dim, bounds[r], bounds[r + 1]);
       const auto copy = backend::cuda::plan_copy(from.shape, from.dtype, from.strides, to.dtype, to.strides);
       const bool dense = copy.rank == 0 || (copy.rank == 1 && copy.from[0] == 1 && copy.to[0] == 1);
       if (dense && parts.count < kMostParts) {

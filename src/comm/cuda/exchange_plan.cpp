@@ -102,12 +102,6 @@ constexpr std::array<std::string_view, 4> kOps = {"all_reduce", "reduce_scatter"
 
 }  // namespace
 
-TensorView part(const TensorView& view, int dim, std::int64_t lo, std::int64_t hi) {
-  Box box = whole_box(view.shape);
-  box[static_cast<std::size_t>(dim)] = {lo, hi};
-  return part_of(view, box);
-}
-
 Exchange plan_exchange(const World& world, const std::vector<Request>& requests, int blocks) {
   const auto me = static_cast<std::size_t>(world.rank);
   const auto count = requests.size();
@@ -145,7 +139,7 @@ Exchange plan_exchange(const World& world, const std::vector<Request>& requests,
     x.segments = world.ranks;
     x.segment = world.rank;
     for (std::size_t r = 0; r < count; ++r) {
-      x.give[r] = strided(part(mine.in, mine.dim, bounds[r], bounds[r + 1]), order, kWords);
+      x.give[r] = strided(part_of(mine.in, mine.dim, bounds[r], bounds[r + 1]), order, kWords);
       longest = std::max(longest, x.give[r].bytes);
     }
     x.take[0] = strided(mine.out, order, kSums);
@@ -153,7 +147,7 @@ Exchange plan_exchange(const World& world, const std::vector<Request>& requests,
     x.give[0] = strided(mine.in, order, kWords);
     for (std::size_t r = 0; r < count; ++r) {
       longest = std::max(longest, requests[r].in.bytes());
-      const TensorView to = part(mine.out, mine.dim, bounds[r], bounds[r + 1]);
+      const TensorView to = part_of(mine.out, mine.dim, bounds[r], bounds[r + 1]);
       if (r == me)
         copy_own(x, mine.in, to, order);
       else
@@ -165,8 +159,8 @@ Exchange plan_exchange(const World& world, const std::vector<Request>& requests,
     const auto common = [&](std::size_t from, std::size_t to) {
       return intersect({bounds[from], bounds[from + 1]}, {mine.need_lo[to], mine.need_hi[to]});
     };
-    const auto have = [&](Interval i) { return part(mine.in, mine.dim, i.lo - bounds[me], i.hi - bounds[me]); };
-    const auto want = [&](Interval i) { return part(mine.out, mine.dim, i.lo - mine.need_lo[me], i.hi - mine.need_lo[me]); };
+    const auto have = [&](Interval i) { return part_of(mine.in, mine.dim, i.lo - bounds[me], i.hi - bounds[me]); };
+    const auto want = [&](Interval i) { return part_of(mine.out, mine.dim, i.lo - mine.need_lo[me], i.hi - mine.need_lo[me]); };
     std::int64_t row = size_of(x.dtype);
     for (std::size_t d = 0; d < mine.in.shape.size(); ++d)
       if (static_cast<int>(d) != mine.dim) row *= mine.in.shape[d];

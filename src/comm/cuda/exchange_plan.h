@@ -12,7 +12,4 @@ namespace comfytp::comm::cuda {
 /// how the message is cut. Throws Error when a view has more than kMaxDims dimensions that cannot be merged.
 Exchange plan_exchange(const World& world, const std::vector<Request>& requests, int blocks);
 
-/// [lo, hi) of dimension dim.
-TensorView part(const TensorView& view, int dim, std::int64_t lo, std::int64_t hi);
-
 }  // namespace comfytp::comm::cuda

@@ -34,8 +34,6 @@ __global__ void glu(StepKind activation, std::int64_t columns, const T* value, c
   }
 }
 
-bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
 cudaError_t launch_glu(StepKind activation, DType dtype, std::int64_t rows, std::int64_t columns, const void* value, const void* gate,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "backend/cuda/chain.cuh"
+#include "backend/cuda/kernels/reduction.cuh"
 
 namespace comfytp::backend::cuda {
 namespace {
@@ -72,11 +73,8 @@ __global__ void __launch_bounds__(kThreads) group_sums(const __grid_constant__ G
       sum += cell.x;
       squares += cell.y;
     }
-#pragma unroll
-    for (int k = 16; k > 0; k /= 2) {
-      sum += __shfl_xor_sync(~0u, sum, k);
-      squares += __shfl_xor_sync(~0u, squares, k);
-    }
+    sum = join_threads<32>(sum, static_cast<float*>(nullptr), Sum());
+    squares = join_threads<32>(squares, static_cast<float*>(nullptr), Sum());
     if (threadIdx.x % 32 == 0) reinterpret_cast<float2*>(sums)[(set + g) * n.pieces + blockIdx.x] = {sum, squares};
   }
 }
@@ -89,11 +87,8 @@ __device__ __forceinline__ float2 from_sums(const GroupNorm& n, const float* sum
     sum += piece.x;
     squares += piece.y;
   }
-#pragma unroll
-  for (int k = 16; k > 0; k /= 2) {
-    sum += __shfl_xor_sync(~0u, sum, k);
-    squares += __shfl_xor_sync(~0u, squares, k);
-  }
+  sum = join_threads<32>(sum, static_cast<float*>(nullptr), Sum());
+  squares = join_threads<32>(squares, static_cast<float*>(nullptr), Sum());
   const float count = static_cast<float>(n.rows * (n.channels / n.groups));
   const float mean = count > 0 ? sum / count : 0.f;
   return {mean, count > 0 ? fmaxf(squares / count - mean * mean, 0.f) : 0.f};
@@ -184,8 +179,6 @@ __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ G
     }
   }
 }
-
-bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 template <typename Kernel>
 cudaError_t allow_shared(Kernel kernel, std::size_t bytes) {

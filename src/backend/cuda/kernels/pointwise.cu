@@ -41,10 +41,10 @@ cudaError_t launch_pointwise(const Chain& chain, const ChainOperands& operands, 
   for (int d = 0; d < chain.dims; ++d) count *= chain.size[d];
   if (count == 0) return cudaSuccess;
   if (count >= std::int64_t{1} << 32) return cudaErrorInvalidValue;
-  const bool aligned = operands.aligned() && reinterpret_cast<std::uintptr_t>(x) % 16 == 0 && reinterpret_cast<std::uintptr_t>(y) % 16 == 0;
+  const bool all_aligned = operands.aligned() && aligned(x) && aligned(y);
   const bool known = with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (aligned && chain.packs_of(Pack<T>::size))
+    if (all_aligned && chain.packs_of(Pack<T>::size))
       launch<T, Pack<T>::size>(chain, operands, x, y, count, stream);
     else
       launch<T, 1>(chain, operands, x, y, count, stream);

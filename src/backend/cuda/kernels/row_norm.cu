@@ -1,25 +1,10 @@
 #include "backend/cuda/kernels/row_norm.h"
 
 #include "backend/cuda/chain.cuh"
+#include "backend/cuda/kernels/reduction.cuh"
 
 namespace comfytp::backend::cuda {
 namespace {
-
-// The sum over the threads of a row, in an order that never changes.
-template <int WARPS>
-__device__ __forceinline__ float row_sum(float v, float* shared) {
-#pragma unroll
-  for (int k = 16; k > 0; k /= 2) v += __shfl_xor_sync(~0u, v, k);
-  if constexpr (WARPS > 1) {
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; ++w) v += shared[w];
-  }
-  return v;
-}
 
 // The value of the row's first thread.
 template <int WARPS>
@@ -119,13 +104,13 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
 #pragma unroll
         for (int i = 0; i < N; ++i) sum += v[k][i] -= shift;
     const float count = static_cast<float>(n.columns);
-    mean = n.centred ? row_sum<WARPS>(sum, shared) / count : 0.f;
+    mean = n.centred ? join_threads<32 * WARPS>(sum, shared, Sum()) / count : 0.f;
 #pragma unroll
     for (int k = 0; k < PACKS; ++k)
       if (there[k])
 #pragma unroll
         for (int i = 0; i < N; ++i) squares += (v[k][i] - mean) * (v[k][i] - mean);
-    scale = rsqrtf(row_sum<WARPS>(squares, shared) / count + n.epsilon);
+    scale = rsqrtf(join_threads<32 * WARPS>(squares, shared, Sum()) / count + n.epsilon);
   }
 #pragma unroll
   for (int k = 0; k < PACKS; ++k)
@@ -174,12 +159,12 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
     float sum = 0, squares = 0;
     const float count = static_cast<float>(n.columns);
     for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) sum += to_float(x[c]) - shift;
-    mean = n.centred ? row_sum<8>(sum, shared) / count : 0.f;
+    mean = n.centred ? join_threads<256>(sum, shared, Sum()) / count : 0.f;
     for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
       const float v = to_float(x[c]) - shift - mean;
       squares += v * v;
     }
-    scale = rsqrtf(row_sum<8>(squares, shared) / count + n.epsilon);
+    scale = rsqrtf(join_threads<256>(squares, shared, Sum()) / count + n.epsilon);
   }
   for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
     float v = (to_float(x[c]) - shift - mean) * scale;
@@ -195,8 +180,6 @@ void launch(const RowNorm& n, const RowNormOperands& o, cudaStream_t stream) {
   const int rows = WARPS == 1 ? 4 : 1;
   row_norm<T, Pack<T>::size, PACKS, WARPS><<<static_cast<unsigned>((n.rows + rows - 1) / rows), rows * 32 * WARPS, 0, stream>>>(n, o);
 }
-
-bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
 }  // namespace
 
