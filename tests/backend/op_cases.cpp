@@ -270,6 +270,17 @@ OpCase glu(const std::string& name, const std::string& activation, const std::st
           !biases.empty()};
 }
 
+OpCase gated_linear(const std::string& name, const std::string& activation, const std::string& biases, Shape x, std::int64_t outputs) {
+  return {"gated_linear_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x), b.weight("value", {outputs, x.back()}), b.weight("gate", {outputs, x.back()})};
+            if (biases.starts_with("value")) in.push_back(b.weight("value_bias", {outputs}));
+            if (biases.ends_with("gate")) in.push_back(b.weight("gate_bias", {outputs}));
+            return b.graph.add("gated_linear", in, {{"activation", activation}, {"biases", biases}});
+          },
+          true};
+}
+
 void add_passes(std::vector<OpCase>& cases) {
   const Shape image = {2, 6, 5, 3};
   for (auto& c : {pointwise("res_block", "bias,add", image, {{6}, {2, 6, 1, 1}}),
@@ -290,7 +301,10 @@ void add_passes(std::vector<OpCase>& cases) {
                   fused_norm("no_rows", "layer_norm", "weight,bias", {0, 8}, "add", {{0, 8}}, "", {}),
                   fused_norm("no_channels", "rms_norm", "weight", {3, 0}, "", {}, "add", {{3, 0}}),
                   glu("geglu", "gelu", "value,gate", {2, 5, 24}), glu("swiglu", "silu", "", {3, 1500}), glu("value_biased", "sigmoid", "value", {2, 1, 9}),
-                  glu("gate_biased", "gelu_tanh", "gate", {33}), glu("empty", "gelu", "value,gate", {0, 4})})
+                  glu("gate_biased", "gelu_tanh", "gate", {33}), glu("empty", "gelu", "value,gate", {0, 4}),
+                  gated_linear("geglu", "gelu", "value,gate", {2, 21, 40}, 72), gated_linear("swiglu", "silu", "", {300, 72}, 136),
+                  gated_linear("deep", "gelu_tanh", "gate", {17, 776}, 200), gated_linear("odd", "sigmoid", "value", {3, 11, 13}, 7),
+                  gated_linear("few_rows", "gelu", "value,gate", {3, 24}, 16), gated_linear("no_rows", "silu", "", {0, 16}, 8)})
     cases.push_back(c);
 }
 

@@ -23,8 +23,9 @@ std::string fused(const Graph& graph, Graph* result = nullptr) {
     ops.append(ops.empty() ? "" : " ").append(node.op->name());
     const auto& a = node.attrs;
     if (is(node, "fused_norm")) ops.append(fmt::format("({}|{}|{})", a.text("pre"), a.text("affine"), a.text("post")));
-    if (is(node, "glu")) ops.append(fmt::format("({}|{})", a.text("activation"), a.text("biases")));
-    const auto with = a.text_or("epilogue", is(node, "glu") ? "" : a.text_or("activation", a.text_or("steps", "")));
+    const bool gates = is(node, "glu") || is(node, "gated_linear");
+    if (gates) ops.append(fmt::format("({}|{})", a.text("activation"), a.text("biases")));
+    const auto with = a.text_or("epilogue", gates ? "" : a.text_or("activation", a.text_or("steps", "")));
     if (!with.empty()) ops.append("(").append(with).append(")");
   }
   if (result) *result = after;
@@ -103,7 +104,7 @@ TEST_F(FusePasses, LeavesOneFusedNormBehindEachProjectionOfATransformer) {
   }
   g.add_output("y", b.add(image, untokens(linear(y, 6, "proj_out"), 4)));
   const std::string norm = " linear fused_norm(bias,add|weight,bias|)", self = " linear linear linear attention" + norm, cross = self,
-                    feed_forward = " linear linear glu(gelu|value,gate)";
+                    feed_forward = " gated_linear(gelu|value,gate)";
   EXPECT_EQ(fused(g), "linear(bias) layer_norm" + self + cross + feed_forward + norm + self + cross + feed_forward +
                           " linear pointwise(bias,add) linear pointwise(bias,add)");
 }
@@ -149,7 +150,7 @@ TEST_F(FusePasses, TakesTheGateOnEitherSideAndAnyValue) {
   g.add_output("b", b.mul(sum, b.unary("sigmoid", linear(x, 6, "d"))));
   g.add_output("c", b.mul(x, b.unary("gelu_tanh", b.add(linear(x, 6, "e"), x))));
   EXPECT_EQ(fused(g),
-            "linear linear pointwise(bias,add) linear glu(silu|) linear glu(sigmoid|gate) linear pointwise(bias,add) glu(gelu_tanh|)");
+            "linear pointwise(bias,add) gated_linear(silu|) linear glu(sigmoid|gate) linear pointwise(bias,add) glu(gelu_tanh|)");
 }
 
 TEST_F(FusePasses, ReadsTwoSlicesOfOneLinear) {

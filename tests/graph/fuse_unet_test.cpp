@@ -43,7 +43,7 @@ TEST_P(UNetPasses, LeaveNoLoneStepBehindAHeavyOp) {
   // The first norm of a transformer reads what proj_in's epilogue gives; the last block's sum goes to proj_out.
   EXPECT_EQ(after["fused_norm"], 3 * f.blocks - f.transformers);
   EXPECT_EQ(after["layer_norm"], f.transformers);
-  EXPECT_EQ(after["glu"], f.blocks);
+  EXPECT_EQ(after["gated_linear"], f.blocks);
   // Two in a transformer, two in a ResBlock, the first and the last convolution, and where the label is added to the time.
   const bool label = std::string(f.name) != "sd1" && std::string(f.name) != "sd2";
   EXPECT_EQ(after["pointwise"], 2 * f.transformers + 2 * f.res_blocks + f.resamplings + 2 + label);
@@ -61,7 +61,7 @@ TEST_P(UNetPasses, BeginAtCollectives) {
   for (const auto& device : fused(parts.devices)) {
     auto after = counts(device);
     EXPECT_EQ(after["fused_norm"], 3 * f.blocks - f.transformers);
-    EXPECT_EQ(after["glu"], f.blocks);
+    EXPECT_EQ(after["gated_linear"], f.blocks);
     EXPECT_EQ(after["add"] + after["gelu"], 0);
   }
 }

@@ -212,6 +212,7 @@ const Case kCases[] = {
      "%9 = glu(%2, %2, %2, %2) {activation=\"sigmoid\", biases=\"value,gate\"}",
      {3},
      {silu(2), silu(-2), silu(4)}},
+    {"GatedLinear", "%9 = gated_linear(%2, %1, %1) {activation=\"silu\", biases=\"\"}", {2}, {5 * silu(5), 11 * silu(11)}},
     {"GroupNorm",
      R"(
        %5 = constant() {shape=[1,4,1], values=[1.0,3.0,2.0,2.0], dtype="f32"}

@@ -10,16 +10,6 @@
 namespace comfytp::backend::cuda {
 namespace {
 
-StepKind kind_of(const std::string& step) {
-  static const std::map<std::string, StepKind> kinds = {
-      {"bias", StepKind::add},           {"add", StepKind::add},         {"mul", StepKind::mul},
-      {"add_one_mul", StepKind::add_one_mul}, {"silu", StepKind::silu},  {"gelu", StepKind::gelu},
-      {"gelu_tanh", StepKind::gelu_tanh},     {"sigmoid", StepKind::sigmoid}, {"tanh", StepKind::tanh}, {"relu", StepKind::relu}};
-  const auto it = kinds.find(step);
-  require(it != kinds.end(), "[cuda] expected a step that the kernels know but got '{}'", step);
-  return it->second;
-}
-
 // Strides of an operand along x's dimensions.
 Shape strides_along(const std::string& step, const Operand& operand, std::size_t rank, std::size_t channel) {
   Shape strides(rank, 0);
@@ -35,6 +25,16 @@ Shape strides_along(const std::string& step, const Operand& operand, std::size_t
 
 }  // namespace
 
+StepKind step_kind(const std::string& step) {
+  static const std::map<std::string, StepKind> kinds = {
+      {"bias", StepKind::add},           {"add", StepKind::add},         {"mul", StepKind::mul},
+      {"add_one_mul", StepKind::add_one_mul}, {"silu", StepKind::silu},  {"gelu", StepKind::gelu},
+      {"gelu_tanh", StepKind::gelu_tanh},     {"sigmoid", StepKind::sigmoid}, {"tanh", StepKind::tanh}, {"relu", StepKind::relu}};
+  const auto it = kinds.find(step);
+  require(it != kinds.end(), "[cuda] expected a step that the kernels know but got '{}'", step);
+  return it->second;
+}
+
 Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operand> operands, std::size_t channel, bool rows) {
   const auto names = graph::steps_of(list);
   const auto rank = x.type.shape.size();
@@ -42,7 +42,7 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
   std::vector<Shape> strides;
   int next = 0;
   for (const auto& name : names) {
-    ChainStep step{kind_of(name), -1, {}};
+    ChainStep step{step_kind(name), -1, {}};
     if (graph::takes_operand(name)) {
       strides.push_back(strides_along(name, operands[static_cast<std::size_t>(next)], rank, channel));
       step.operand = static_cast<std::int8_t>(next++);

@@ -1,6 +1,7 @@
 // From a chain's text and operands to a Chain.
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -8,6 +9,9 @@
 #include "backend/cuda/chain.h"
 
 namespace comfytp::backend::cuda {
+
+/// Of a step's name (graph/ops/steps.h).
+StepKind step_kind(const std::string& step);
 
 /// Adds the steps of `list` to a chain on a value that lies as `x` does; operands[0] is the first step's that takes one. `bias` is
 /// along dimension `channel`. Its dimensions are merged where every operand allows it, but the innermost stays as it is where

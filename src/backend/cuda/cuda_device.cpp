@@ -4,7 +4,7 @@
 
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/kernel_table.h"
-#include "backend/cuda/matmul.h"
+#include "backend/cuda/tuning.h"
 #include "backend/cuda/weight_writer.h"
 
 namespace comfytp::backend::cuda {
@@ -95,7 +95,7 @@ void CudaDevice::release(void* memory, std::int64_t bytes) {
 std::unique_ptr<WeightWriter> CudaDevice::weight_writer() { return make_weight_writer(context_); }
 
 std::unique_ptr<Recording> CudaDevice::record(const std::function<void()>& launches) {
-  save_tuning(context_);  // all kernels are made when their launches are recorded
+  tuning_of(context_).save();  // all kernels are made when their launches are recorded
   cudaGraph_t graph = nullptr;
   used_ = 0;
   check(cudaStreamBeginCapture(context_.stream, cudaStreamCaptureModeThreadLocal), "recording launches");

@@ -26,12 +26,15 @@ __device__ __forceinline__ __half from_float(float v) { return __float2half_rn(v
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float(float v) { return __float2bfloat16_rn(v); }
 
+/// Neighbours in memory that are read and written together.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Elements {
+  static constexpr int size = N;
+  T v[N];
+};
 /// 16 bytes of elements.
 template <typename T>
-struct alignas(16) Pack {
-  static constexpr int size = 16 / sizeof(T);
-  T v[size];
-};
+using Pack = Elements<T, 16 / sizeof(T)>;
 template <typename T>
 __device__ __forceinline__ Pack<T> load_pack(const T* p) {
   Pack<T> pack;
@@ -45,6 +48,14 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
 
 /// Packs may begin at p; null is as good.
 __host__ __device__ inline bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+
+/// Blocks that the current device runs side by side when every multiprocessor takes `each`.
+inline std::int64_t blocks_at_once(int each) {
+  int device = 0, multiprocessors = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  return std::int64_t{each} * multiprocessors;
+}
 
 template <typename T>
 struct TypeTag { using type = T; };

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/cuda/status.h"
+#include "backend/cuda/stopwatch.h"
 #include "backend/cuda/tuning.h"
 
 namespace comfytp::backend::cuda {
@@ -33,59 +34,7 @@ bool from_hex(const std::string& text, cublasLtMatmulAlgo_t& algorithm) {
   return true;
 }
 
-Tuning& tuning_of(const Context& context) {
-  const auto& p = context.properties;
-  return Tuning::of(fmt::format("{} sm_{}{} cublasLt {}", p.name, p.major, p.minor, cublasLtGetVersion()));
-}
-
-// Memory and events to time with.
-class Bench {
- public:
-  explicit Bench(cudaStream_t stream) : stream_(stream) {
-    check(cudaEventCreate(&start_), "making an event");
-    check(cudaEventCreate(&stop_), "making an event");
-  }
-  ~Bench() {
-    for (void* p : memory_) cudaFree(p);
-    cudaEventDestroy(start_);
-    cudaEventDestroy(stop_);
-  }
-  void* allocate(std::int64_t bytes) {
-    void* p = nullptr;
-    if (cudaMalloc(&p, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 16))) != cudaSuccess) {
-      cudaGetLastError();
-      return nullptr;
-    }
-    memory_.push_back(p);
-    cudaMemsetAsync(p, 0x2b, static_cast<std::size_t>(bytes), stream_);  // small positive numbers in every dtype
-    return p;
-  }
-  template <typename Launch>
-  float time(const Launch& launch) {
-    constexpr int kRuns = 4;
-    float best = 1e30f;
-    if (!launch()) return best;
-    for (int round = 0; round < 2; ++round) {
-      cudaEventRecord(start_, stream_);
-      for (int i = 0; i < kRuns; ++i) launch();
-      cudaEventRecord(stop_, stream_);
-      if (cudaEventSynchronize(stop_) != cudaSuccess) return 1e30f;
-      float ms = 0;
-      cudaEventElapsedTime(&ms, start_, stop_);
-      best = std::min(best, ms);
-    }
-    return best;
-  }
-
- private:
-  cudaStream_t stream_;
-  cudaEvent_t start_ = nullptr, stop_ = nullptr;
-  std::vector<void*> memory_;
-};
-
 }  // namespace
-
-void save_tuning(const Context& context) { tuning_of(context).save(); }
 
 Matmul::Matmul(Context& context, const MatmulSizes& sizes) : context_(context), sizes_(sizes) {
   const auto type = type_of(sizes.dtype);
@@ -147,19 +96,19 @@ void Matmul::choose() {
   int best = 0;
   const auto bytes = [&](std::int64_t elements, std::int64_t stride) { return (elements + stride * (s.batch - 1)) * size_of(s.dtype); };
   if (count > 1) {
-    Bench bench(context_.stream);
-    void *x = bench.allocate(bytes(s.rows * s.inner, s.x_stride)), *w = bench.allocate(bytes(s.outputs * s.inner, s.w_stride)),
-         *y = bench.allocate(bytes(s.rows * s.outputs, s.y_stride)), *bias = bench.allocate(s.outputs * size_of(s.dtype)), *work = bench.allocate(kMostWorkspace);
-    float shortest = 1e30f;
+    Stopwatch watch(context_.stream);
+    void *x = watch.allocate(bytes(s.rows * s.inner, s.x_stride)), *w = watch.allocate(bytes(s.outputs * s.inner, s.w_stride)),
+         *y = watch.allocate(bytes(s.rows * s.outputs, s.y_stride)), *bias = watch.allocate(s.outputs * size_of(s.dtype)), *work = watch.allocate(kMostWorkspace);
+    float shortest = Stopwatch::kNever;
     for (int i = 0; x && w && y && bias && work && i < count; ++i) {
       const auto& candidate = found[static_cast<std::size_t>(i)];
       if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
-      const float ms = bench.time([&] {
+      const float ms = watch.time([&] {
         return launch(candidate.algo, x, w, bias, y, work, static_cast<std::int64_t>(candidate.workspaceSize), context_.stream) == CUBLAS_STATUS_SUCCESS;
       });
       if (ms < shortest * 0.99f) shortest = ms, best = i;  // of equals the library's own preference
     }
-    cudaStreamSynchronize(context_.stream);
+
   }
   algorithm_ = found[static_cast<std::size_t>(best)].algo;
   workspace_ = static_cast<std::int64_t>(found[static_cast<std::size_t>(best)].workspaceSize);

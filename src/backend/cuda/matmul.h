@@ -21,9 +21,6 @@ struct MatmulSizes {
   bool bias = false;
 };
 
-/// Writes what was timed on this device to its file.
-void save_tuning(const Context& context);
-
 class Matmul {
  public:
   /// Chooses the algorithm: from what is remembered of this device and library, else by timing the likely ones on scratch memory.

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "backend/cuda/context.h"
 #include "base/error.h"
 
 namespace comfytp::backend::cuda {
@@ -77,6 +78,11 @@ void Tuning::save() {
   }
   std::filesystem::rename(temporary, path_, error);
   if (error) std::filesystem::remove(temporary, error);
+}
+
+Tuning& tuning_of(const Context& context) {
+  const auto& p = context.properties;
+  return Tuning::of(fmt::format("{} sm_{}{} cublasLt {}", p.name, p.major, p.minor, cublasLtGetVersion()));
 }
 
 }  // namespace comfytp::backend::cuda

@@ -28,4 +28,8 @@ class Tuning {
   bool changed_ = false;
 };
 
+struct Context;
+/// Of the device that kernels are made for, and its libraries.
+Tuning& tuning_of(const Context& context);
+
 }  // namespace comfytp::backend::cuda

@@ -176,7 +176,7 @@ Graph fuse_into_passes(const Graph& graph) {
     const Graph plain = expand_epilogues(result).value_or(result);
     result = PassWriter(plain, find_chains(plain)).run();
   }
-  return result;
+  return gate_linears(result).value_or(result);
 }
 
 }  // namespace comfytp::graph

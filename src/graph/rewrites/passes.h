@@ -23,6 +23,9 @@ std::optional<Graph> split_merged_projections(const Graph& graph);
 /// A linear over a concat of channels becomes a sum of linears, so that each part's channels can be cut on their own.
 std::optional<Graph> split_concat_inputs(const Graph& graph);
 
+/// A glu of two linears that nobody else reads becomes a gated_linear.
+std::optional<Graph> gate_linears(const Graph& graph);
+
 /// fuse() with Fusion::passes.
 Graph fuse_into_passes(const Graph& graph);
 

@@ -8,7 +8,7 @@
 namespace comfytp::backend::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kPerMultiprocessor = 4;
 
 // A block sums one piece of a sample's rows over some of its groups: threads stand side by side along the channels, `lanes` rows at a
 // time, each over its own channels, with kAhead rows in flight.
@@ -120,7 +120,7 @@ __global__ void group_moments(const __grid_constant__ GroupNorm n, const float* 
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, const T* weight, const T* bias,
+__global__ void __launch_bounds__(kThreads, kPerMultiprocessor) group_norm(const __grid_constant__ GroupNorm n, std::int64_t piece, const T* x, const T* weight, const T* bias,
                                                        const float* statistics, const float* shifts, T* y) {
   constexpr int kAhead = 4;
   const int group = static_cast<int>(n.channels / n.groups), channels = n.at_once * group, first_group = blockIdx.z * n.at_once;
@@ -153,30 +153,25 @@ __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ G
       summand[i] = to_float(bias[first_channel + c]) - means[g] * factor[i];
       origin[i] = offsets[g];
     }
-    const auto normed = [&](float (&v)[N]) {
+    const auto normed = [&](Elements<T, N> pack) {
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        v[i] = (v[i] - origin[i]) * factor[i] + summand[i];
-        if (n.silu) v[i] = silu_of(v[i]);
+        const float v = (to_float(pack.v[i]) - origin[i]) * factor[i] + summand[i];
+        pack.v[i] = from_float<T>(n.silu ? silu_of(v) : v);
       }
+      return pack;
     };
     std::int64_t row = first + lane, at = (sample * n.rows + row) * n.channels + first_channel + pack * N;
+    const auto in = [&](std::int64_t i) { return *reinterpret_cast<const Elements<T, N>*>(x + i); };
+    const auto out = [&](std::int64_t i) -> Elements<T, N>& { return *reinterpret_cast<Elements<T, N>*>(y + i); };
     for (; row + (kAhead - 1) * lanes < last; row += kAhead * lanes, at += kAhead * step) {
-      float v[kAhead][N];
+      Elements<T, N> packs_ahead[kAhead];
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) load_floats<T, N>(x + at + a * step, v[a]);
+      for (int a = 0; a < kAhead; ++a) packs_ahead[a] = in(at + a * step);
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        normed(v[a]);
-        store_floats<T, N>(y + at + a * step, v[a]);
-      }
+      for (int a = 0; a < kAhead; ++a) out(at + a * step) = normed(packs_ahead[a]);
     }
-    for (; row < last; row += lanes, at += step) {
-      float v[N];
-      load_floats<T, N>(x + at, v);
-      normed(v);
-      store_floats<T, N>(y + at, v);
-    }
+    for (; row < last; row += lanes, at += step) out(at) = normed(in(at));
   }
 }
 
@@ -206,7 +201,7 @@ void divide(GroupNorm& n, DType dtype) {
   for (n.at_once = 1; n.at_once < n.groups; ++n.at_once)
     if (n.groups % n.at_once == 0 && n.at_once * group % pack == 0 && n.at_once * group * size_of(dtype) >= 256) break;
   const std::int64_t others = std::max<std::int64_t>(1, n.samples * (n.groups / n.at_once));
-  n.pieces = static_cast<int>(std::clamp<std::int64_t>(n.rows / 16, 1, std::max<std::int64_t>(1, 396 / others)));
+  n.pieces = static_cast<int>(std::clamp<std::int64_t>(n.rows / 16, 1, std::max<std::int64_t>(1, blocks_at_once(3) / others)));
 }
 
 cudaError_t launch_group_sums(const GroupNorm& n, DType dtype, const void* x, float* sums, float* shifts, cudaStream_t stream) {
@@ -240,7 +235,8 @@ cudaError_t launch_group_norm(const GroupNorm& n, DType dtype, const void* x, co
     // Enough work in a block to outweigh its preparations, enough blocks to fill the device.
     const std::int64_t channels = n.at_once * (n.channels / n.groups), others = n.samples * (n.groups / n.at_once);
     const std::int64_t least = std::max<std::int64_t>(1, kThreads * 4 * N / channels);
-    const std::int64_t piece = std::clamp<std::int64_t>((others * n.rows + 132 * 6 - 1) / (132 * 6), least, std::max<std::int64_t>(least, (1 << 28) / channels));
+    const std::int64_t blocks = blocks_at_once(kPerMultiprocessor);
+    const std::int64_t piece = std::clamp<std::int64_t>((others * n.rows + blocks - 1) / blocks, least, std::max<std::int64_t>(least, (1 << 28) / channels));
     const std::size_t bytes = static_cast<std::size_t>(3 * n.at_once) * sizeof(float);
     if (const auto status = allow_shared(group_norm<T, N>, bytes); status != cudaSuccess) return status;
     const dim3 grid(static_cast<unsigned>((n.rows + piece - 1) / piece), static_cast<unsigned>(n.samples), static_cast<unsigned>(n.groups / n.at_once));
