@@ -1,6 +1,10 @@
-"""Results in the kind of array that the caller brought, without importing anybody's library."""
+"""The caller's arrays: results in the kind that it brought, and calls in the order of its stream, without importing anybody's library."""
 
+import itertools
 import sys
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import _core
@@ -22,3 +26,72 @@ def empty_like_kind(kind: Any, shape: tuple[int, ...], dtype: str) -> Any:
     array = _core.empty(shape, dtype)
     from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
     return from_dlpack(array) if from_dlpack else array
+
+
+class Queue:
+    """Makes an engine's calls where torch's tensors lie on a GPU: queued on torch's current stream there, like an op of torch.
+
+    Nothing needs to be kept for a call that has not run yet: torch's stream waits for it, and torch gives freed memory away in the
+    order of that stream. Of tensors in host memory, and arrays of other libraries, a call is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._contents = Contents()
+
+    def run(
+        self, run: Callable[..., bool], inputs: Mapping[str, Any], outputs: Mapping[str, Any], owners: Mapping[str, Any] | None = None
+    ) -> None:
+        """run(stream, contents) makes the call with these. owners: the tensors that the caller holds, where `inputs` are views of
+        them."""
+        place = next((array.device for array in (*inputs.values(), *outputs.values()) if on_gpu(array)), None)
+        if place is None:
+            return warn_unless_finite(run(None, {}))
+        cuda = sys.modules["torch"].cuda
+        contents = {name: self._contents.number(array) for name, array in (owners or inputs).items() if on_gpu(array)}
+        with cuda.device(place):  # DLPack wants it so; and where it is current already, the engine needs no other thread
+            warn_unless_finite(run(cuda.current_stream().cuda_stream, contents))
+
+
+class Contents:
+    """Numbers for what tensors hold: the same one for the same tensor as long as torch has counted no write to it. Writes that torch
+    does not count (through `.data`, by a CUDA graph's replay, by other libraries) are not seen."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Any, int]] = {}  # by id: a weak reference, the state, the number
+
+    def number(self, tensor: Any) -> int:
+        """0 where torch counts no writes (inference_mode)."""
+        if tensor.is_inference():
+            return 0
+        key, state = id(tensor), (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
+        known = self._known.get(key)
+        if known is not None and known[0]() is tensor and known[1] == state:
+            return known[2]
+        number = next(self._numbers)
+        self._known[key] = (weakref.ref(tensor, self._forget(key)), state, number)
+        return number
+
+    def _forget(self, key: int) -> Callable[[Any], None]:
+        def gone(reference: Any) -> None:
+            known = self._known.get(key)
+            if known is not None and known[0] is reference:  # not another tensor's in the same place
+                del self._known[key]
+
+        return gone
+
+
+def on_gpu(array: Any) -> bool:
+    """A torch tensor on a CUDA device."""
+    return type(array).__module__.partition(".")[0] == "torch" and array.is_cuda
+
+
+def warn_unless_finite(not_finite: bool) -> None:
+    if not_finite:
+        warnings.warn(
+            "comfytp: a result holds infinities or NaNs; if its inputs did not, values have left the range of f16 (65504): "
+            "compute in bf16 or f32",
+            RuntimeWarning,
+            stacklevel=4,
+        )

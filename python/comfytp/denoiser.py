@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import _core
-from ._arrays import empty_like_kind
+from ._arrays import Queue, empty_like_kind, warn_unless_finite
 from .engine import device_list
 
 # As diffusers' UNet2DConditionModel names its arguments.
@@ -42,6 +42,7 @@ class Denoiser:
             weights, device_list(devices), mesh or "", placement or "resident", compute, heads, head_dim, timeout
         )
         self._info = self._core.info
+        self._queue = Queue()
 
     @property
     def info(self) -> dict[str, Any]:
@@ -60,8 +61,8 @@ class Denoiser:
         control: ControlNet residuals, {"down": [one for each skip, from the first], "middle": one}, each of its skip's
             shape; diffusers' names down_block_additional_residuals and mid_block_additional_residual work too.
 
-        All are arrays that speak DLPack, of any floating dtype and any strides, in host memory or, where the model runs on one GPU
-        alone, on that GPU; they are read where they lie.
+        All are arrays that speak DLPack, of any floating dtype and any strides, in host memory or on one of the model's
+        GPUs; they are read where they lie. Of torch tensors on a GPU the call is queued on torch's current stream: see Engine.run.
         The result comes in the library and the dtype of x (f32 for fp8). Other Python threads
         run meanwhile; Ctrl-C ends the call. Raises Error naming the input, Cancelled, Timeout.
         """
@@ -74,8 +75,16 @@ class Denoiser:
         if len(shape) != 4:
             raise _core.Error(f"[denoiser] expected x of shape [N,C,H,W] but got {list(shape)}")
         output = empty_like_kind(x, (shape[0], self._info["out_channels"], *shape[2:]), _core.dtype_of(x))
-        self._core.run(inputs, output)
+        self._queue.run(lambda stream, contents: self._core.run(inputs, output, stream, contents), inputs, {"output": output})
         return output
+
+    def check(self) -> None:
+        """Raises what queued calls that have ended met. Does not wait."""
+        self._core.check()
+
+    def synchronize(self) -> None:
+        """Waits for queued calls and raises what they met."""
+        warn_unless_finite(self._core.synchronize())
 
     def load(self, batch: int = 2, height: int = 64, width: int = 64, tokens: int = 77, control: bool = False) -> None:
         """Loads the weights and prepares calls of these sizes (latent's height and width) ahead of the first."""
@@ -86,7 +95,8 @@ class Denoiser:
         self._core.unload()
 
     def cancel(self) -> None:
-        """From any thread: the running call ends soon and raises Cancelled. Without one nothing happens."""
+        """From any thread: the running call ends soon and raises Cancelled; the results of queued ones become NaN, and the next
+        call raises it. Without any nothing happens."""
         self._core.cancel()
 
     def report(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import _core
-from ._arrays import empty_like_kind
+from ._arrays import Queue, empty_like_kind, warn_unless_finite
 
 
 def device_list(devices: str | Iterable[str]) -> str:
@@ -42,6 +42,7 @@ class Engine:
         if isinstance(graph, str):
             graph = _core.Graph.parse(graph)
         self._outputs = graph.outputs
+        self._queue = Queue()
         self._core = _core.Engine(graph, weights, device_list(devices), mesh or "", placement or "resident", timeout)
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
@@ -51,13 +52,19 @@ class Engine:
     def run(self, inputs: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One call: named inputs to named outputs.
 
-        inputs: an array for each input of the graph, of its shape, of any floating dtype and any strides, in host memory or,
-            where the engine runs on one GPU alone, on that GPU; they are read where they lie.
+        inputs: an array for each input of the graph, of its shape, of any floating dtype and any strides, in host memory or on one
+            of the engine's GPUs; they are read where they lie.
         out: arrays to write some or all outputs to, of their shape and any floating dtype. The others are made: in the
             library of the first input and the graph's dtype (f32 where that library lacks it, as numpy lacks bf16).
 
+        Where the outputs are torch tensors on a GPU, the call is queued on torch's current stream, as torch's own ops are, and not
+        waited for; what goes wrong later makes its outputs NaN and is raised by the next call, check() or synchronize(). A prompt
+        whose tensors are the same objects as before, to which torch has counted no write, is taken for the same; any other is
+        compared on the GPU, which the call waits for.
+
         Other Python threads run meanwhile; Ctrl-C ends the call. Raises Error (wrong names, shapes, dtypes; a device's
-        failure, with its name and op), Cancelled, Timeout. The engine can be called again afterwards.
+        failure, with its name and op), Cancelled, Timeout. The engine can be called again afterwards. Warns (RuntimeWarning) of a
+        GPU's result with infinities or NaNs, of a queued call's at the next one.
         """
         inputs = dict(inputs)
         results = dict(out or {})
@@ -65,8 +72,16 @@ class Engine:
         for name, (dtype, shape) in self._outputs.items():
             if name not in results:
                 results[name] = empty_like_kind(kind, shape, dtype)
-        self._core.run(inputs, results)
+        self._queue.run(lambda stream, contents: self._core.run(inputs, results, stream, contents), inputs, results)
         return results
+
+    def check(self) -> None:
+        """Raises what queued calls that have ended met. Does not wait."""
+        self._core.check()
+
+    def synchronize(self) -> None:
+        """Waits for queued calls and raises what they met."""
+        warn_unless_finite(self._core.synchronize())
 
     def load(self) -> None:
         """Loads the weights now rather than at the first call."""
@@ -77,7 +92,8 @@ class Engine:
         self._core.unload()
 
     def cancel(self) -> None:
-        """From any thread: the running call ends soon and raises Cancelled. Without one nothing happens."""
+        """From any thread: the running call ends soon and raises Cancelled; the results of queued ones become NaN, and the next
+        call raises it. Without any nothing happens."""
         self._core.cancel()
 
     def report(self) -> dict[str, Any]:

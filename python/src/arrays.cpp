@@ -38,7 +38,7 @@ TensorView view_of(const Array& array, nb::handle object, const std::string& wha
     if (static_cast<std::uint8_t>(known.code) == dtype.code && size_of(known.dtype) * 8 == dtype.bits && dtype.lanes == 1) found = &known;
   if (!found)
     fail("[python] expected {} of a floating or integer dtype but got DLPack dtype (code {}, {} bits)", what, int{dtype.code}, int{dtype.bits});
-  TensorView view{const_cast<void*>(static_cast<const void*>(array.data())), found->dtype, {}, {}, array.device_type() != kCuda};
+  TensorView view{const_cast<void*>(static_cast<const void*>(array.data())), found->dtype, {}, {}, array.device_type() != kCuda, array.device_id()};
   for (std::size_t d = 0; d < array.ndim(); ++d) {
     view.shape.push_back(static_cast<std::int64_t>(array.shape(d)));
     view.strides.push_back(array.stride(d));

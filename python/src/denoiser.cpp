@@ -55,7 +55,7 @@ class Denoiser {
     denoiser_.reset();
   }
 
-  void run(const nb::dict& inputs, nb::handle output) {
+  bool run(const nb::dict& inputs, nb::handle output, const Stream& stream, Contents contents) {
     Arrays arrays;
     nb::dict rest;
     for (auto [name, array] : inputs)
@@ -65,7 +65,18 @@ class Denoiser {
     const Timesteps timesteps(inputs["timesteps"], in["x"].shape[0], arrays);
     in["timesteps"] = timesteps.view;
     const auto out = arrays.write(output, "output 'output'");
-    run_interruptible([&] { denoiser_->run(in, out); }, [&] { cancel(); });
+    const auto options = call_options(stream, std::move(contents));
+    const auto program = compile_of(in);
+    return run_call(denoiser_->engine(), *program, {{"output", out}}, options, [&] { denoiser_->engine().run(*program, in, {{"output", out}}, options); },
+                    [&](const auto& work) { run_interruptible(work, [&] { cancel(); }); });
+  }
+  void check() {
+    const nb::gil_scoped_release release;
+    denoiser_->engine().check();
+  }
+  bool synchronize() {
+    run_interruptible([&] { denoiser_->engine().synchronize(); }, [&] { cancel(); });
+    return denoiser_->engine().take_not_finite();
   }
   void load(const models::UNetCall& call) {
     run_interruptible(
@@ -102,6 +113,7 @@ class Denoiser {
   }
 
  private:
+  std::shared_ptr<runtime::Compiled> compile_of(const Views& inputs) { return compile(denoiser_->call_of(inputs)); }
   std::shared_ptr<runtime::Compiled> compile(const models::UNetCall& call) {
     const nb::gil_scoped_release release;
     return denoiser_->compile(call);
@@ -117,7 +129,9 @@ void bind_denoiser(nb::module_& m) {
   nb::class_<Denoiser>(m, "Denoiser")
       .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, Size, Size, double>(), "weights"_a,
            "devices"_a, "mesh"_a, "placement"_a, "compute"_a, "heads"_a.none(), "head_dim"_a.none(), "timeout"_a)
-      .def("run", &Denoiser::run, "inputs"_a, "output"_a)
+      .def("run", &Denoiser::run, "inputs"_a, "output"_a, "stream"_a.none(), "contents"_a)
+      .def("check", &Denoiser::check)
+      .def("synchronize", &Denoiser::synchronize)
       .def(
           "load",
           [](Denoiser& d, std::int64_t batch, std::int64_t height, std::int64_t width, std::int64_t tokens, bool control) {

@@ -1,8 +1,9 @@
 // comfytp._core.Engine: one graph on the devices.
 #include "engine.h"
 
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+
+#include <algorithm>
 
 #include "arrays.h"
 #include "base/error.h"
@@ -38,10 +39,20 @@ class Engine {
     const nb::gil_scoped_release release;
     engine_->unload();
   }
-  void run(const nb::dict& inputs, const nb::dict& outputs) {
+  bool run(const nb::dict& inputs, const nb::dict& outputs, const Stream& stream, Contents contents) {
     Arrays arrays;
     const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
-    run_interruptible([&] { engine_->run(*compiled_, in, out); }, [&] { engine_->cancel(); });
+    const auto options = call_options(stream, std::move(contents));
+    return run_call(*engine_, *compiled_, out, options, [&] { engine_->run(*compiled_, in, out, options); },
+                    [&](const auto& work) { run_interruptible(work, [&] { engine_->cancel(); }); });
+  }
+  void check() {
+    const nb::gil_scoped_release release;
+    engine_->check();
+  }
+  bool synchronize() {
+    run_interruptible([&] { engine_->synchronize(); }, [&] { engine_->cancel(); });
+    return engine_->take_not_finite();
   }
   void cancel() { engine_->cancel(); }
   nb::dict report() const { return report_of(*engine_, *compiled_); }
@@ -65,6 +76,26 @@ runtime::EngineOptions options_of(const std::string& devices, const std::string&
   require(timeout > 0, "[python] expected a timeout above 0 seconds but got {}", timeout);
   options.timeout_seconds = timeout;
   return options;
+}
+
+runtime::CallOptions call_options(const Stream& stream, Contents contents) {
+  runtime::CallOptions options;
+  if (stream) options.stream = reinterpret_cast<void*>(*stream);
+  options.contents = std::move(contents);
+  return options;
+}
+
+bool run_call(runtime::Engine& engine, const runtime::Compiled& compiled, const Views& outputs, const runtime::CallOptions& options,
+              const std::function<void()>& work, const std::function<void(const std::function<void()>&)>& interruptible) {
+  const bool queued = options.stream && std::none_of(outputs.begin(), outputs.end(), [](const auto& output) { return output.second.host; });
+  bool loaded = false;
+  if (queued) {
+    const nb::gil_scoped_release release;
+    loaded = engine.loaded(compiled);
+    if (loaded) work();
+  }
+  if (!loaded) interruptible(work);
+  return engine.take_not_finite();
 }
 
 nb::dict report_of(const runtime::Engine& engine, const runtime::Compiled& compiled) {
@@ -113,7 +144,9 @@ void bind_engine(nb::module_& m) {
            "devices"_a, "mesh"_a, "placement"_a, "timeout"_a)
       .def("load", &Engine::load)
       .def("unload", &Engine::unload)
-      .def("run", &Engine::run, "inputs"_a, "outputs"_a)
+      .def("run", &Engine::run, "inputs"_a, "outputs"_a, "stream"_a.none(), "contents"_a)
+      .def("check", &Engine::check)
+      .def("synchronize", &Engine::synchronize)
       .def("cancel", &Engine::cancel)
       .def("report", &Engine::report)
       .def("stats", &Engine::stats);

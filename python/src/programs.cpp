@@ -117,10 +117,24 @@ class Programs {
   void load(Handle& handle) {
     interruptible([&] { engine_->load(*handle.compiled); });
   }
-  void run(Handle& handle, const nb::dict& inputs, const nb::dict& outputs, const nb::object& watch) {
+  bool run(Handle& handle, const nb::dict& inputs, const nb::dict& outputs, const nb::object& watch, const Stream& stream, Contents contents) {
     Arrays arrays;
     const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
-    interruptible([&] { engine_->run(*handle.compiled, in, out); }, watch);
+    const auto options = call_options(stream, std::move(contents));
+    const auto work = [&] {
+      const std::lock_guard lock(calls_);
+      engine_->run(*handle.compiled, in, out, options);
+    };
+    return run_call(*engine_, *handle.compiled, out, options, work,
+                    [&](const std::function<void()>&) { interruptible([&] { engine_->run(*handle.compiled, in, out, options); }, watch); });
+  }
+  void check() {
+    const nb::gil_scoped_release release;
+    engine_->check();
+  }
+  bool synchronize(const nb::object& watch) {
+    interruptible([&] { engine_->synchronize(); }, watch);
+    return engine_->take_not_finite();
   }
   nb::tuple loading() const { return nb::make_tuple(progress_->done.load(), progress_->total.load()); }
   void unload() {
@@ -176,8 +190,13 @@ void bind_programs(nb::module_& m) {
       .def("update", &Programs::update, "keys"_a, "watch"_a = nb::none(),
            "Reads the loaded parts of these weights again, whose values have changed.")
       .def("run", &Programs::run, "compiled"_a, "inputs"_a, "outputs"_a, "watch"_a = nb::none(),
+           "stream"_a = nb::none(), "contents"_a = Contents(),
            "One call: reads the inputs where they lie and writes to the outputs. watch() is called some twenty times a second on the\n"
-           "calling thread while it runs; what it raises ends the call.")
+           "calling thread while it runs; what it raises ends the call. With the handle of a stream of the GPU on which all outputs lie, the\n"
+           "call is queued in its order and not waited for. contents: for inputs, numbers that are given for equal contents only.\n"
+           "True: a result of a call that has ended held infinities or NaNs.")
+      .def("check", &Programs::check, "Raises what queued calls that have ended met.")
+      .def("synchronize", &Programs::synchronize, "watch"_a = nb::none(), "Waits for queued calls and raises what they met. Returns as run().")
       .def("loading", &Programs::loading, "(bytes done, bytes in all) of the load under way; (…, 0) when there is none.")
       .def("cancel", &Programs::cancel)
       .def("report", &Programs::report, "compiled"_a)

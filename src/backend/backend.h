@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/call_queue.h"
 #include "base/dtype.h"
 #include "base/shape.h"
 #include "base/tensor_view.h"
@@ -81,7 +82,8 @@ class Recording {
   virtual void replay() = 0;
 };
 
-/// One device. All calls but the constructor's come from the one worker thread that the runtime gives it.
+/// One device. All calls but the constructor's come from one thread at a time: the worker that the runtime gives it, or where
+/// CallQueue::here() says so another.
 class Device {
  public:
   virtual ~Device() = default;
@@ -95,6 +97,8 @@ class Device {
   /// What queue() gets from now on waits for what side_queue() had when `ticket` was taken by mark().
   virtual std::size_t mark() { return 0; }
   virtual void join(std::size_t) {}
+  /// For calls that nobody waits for; null where the device has run what it is given, or is not attached.
+  virtual CallQueue* call_queue() { return nullptr; }
   /// What graph::fuse does for this device.
   virtual graph::Fusion fusion() const = 0;
   /// Called first on the worker thread: affinity, thread counts, contexts.
@@ -117,11 +121,10 @@ class Device {
   /// Waits until all that was queued has run. Throws Error when some of it failed.
   virtual void synchronize() = 0;
   /// Between a tensor outside and a dense value in `order`, with conversion of the dtype, in the order of the queue. The host's
-  /// memory may be changed or freed on return of read(), and holds the result after synchronize() behind write().
+  /// memory may be changed or freed on return of read(), and holds the result after synchronize() behind write(). A tensor that is not
+  /// the host's lies on this device or in shared memory, and its owner's queue knows of ours (CallQueue::follow, lead).
   virtual void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) = 0;
   virtual void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) = 0;
-  /// Copies a tensor outside that lies on some device to one like it in host memory, and waits for it.
-  virtual void fetch(const TensorView& outside, const TensorView& host) = 0;
 };
 
 /// Opens devices: `position` of `count` virtual CPU devices get their share of the cores. Throws Error naming the device

@@ -12,7 +12,6 @@ class HostDevice : public Device {
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
   double time(const std::function<void()>& launches) override;
   void synchronize() override {}
-  void fetch(const TensorView& outside, const TensorView& host) override { copy(outside, host); }
 };
 
 }  // namespace comfytp::backend

@@ -14,6 +14,7 @@ struct TensorView {
   Shape shape;
   Shape strides;
   bool host = true;
+  int ordinal = 0;  ///< of the GPU that it lies on, where it is not the host's
 
   static TensorView dense(void* data, DType dtype, Shape shape) {
     auto strides = row_major_strides(shape);

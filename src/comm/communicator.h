@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +40,8 @@ class Communicator {
   }
   /// Throws what a call that was queued here has met: call it when the device is through with what it was given.
   virtual void check() {}
+  /// A word in memory that all devices of the rank's kind read, not zero from when check() would throw; null where nothing is queued.
+  virtual const std::uint32_t* fault() const { return nullptr; }
 };
 
 /// Communicators of one group whose ranks are threads of this process and whose memory all of them can read.

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <list>
 #include <mutex>
 
 #include "base/error.h"
 #include "comm/device_group.h"
 #include "graph/rewrites.h"
 #include "graph/text.h"
+#include "runtime/calls.h"
 #include "runtime/collectives.h"
 #include "runtime/compiled.h"
 #include "runtime/executor.h"
@@ -66,7 +66,7 @@ void set_outputs(Program& program, const sharding::Partition& partition, std::si
 
 struct Engine::State {
   State(EngineOptions o, std::shared_ptr<const weights::Source> source)
-      : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)) {
+      : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)), queue(team) {
     stats.collective_seconds.resize(team->size());
     ranks.resize(team->size());
     side_ranks.resize(team->size());
@@ -81,6 +81,7 @@ struct Engine::State {
   class Call {
    public:
     explicit Call(State& state) : state_(state), lock_(state.calls) {
+      state_.collect();
       std::lock_guard running(state_.running_mutex);
       state_.team->abort()->reset();
       state_.running = true;
@@ -95,6 +96,9 @@ struct Engine::State {
     std::lock_guard<std::mutex> lock_;
   };
 
+  void collect();
+  void settle();
+  void report_failure();
   void measure() {
     const auto weights = residency.weight_bytes(), activations = residency.activation_bytes();
     std::lock_guard lock(stats_mutex);
@@ -105,9 +109,8 @@ struct Engine::State {
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   void connect(Program& program);
-  std::vector<TensorView> on_host(std::vector<TensorView> views, std::list<std::vector<std::byte>>& fetched);
   void load(Compiled& compiled);
-  void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs);
+  void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs, const CallOptions& options);
 
   const EngineOptions options;
   const std::shared_ptr<Team> team;
@@ -116,6 +119,9 @@ struct Engine::State {
   std::vector<comm::DeviceRank> side_ranks;  // the same with their side queues
   // By the devices' numbers, and whether they run on the side queues.
   std::map<std::pair<std::vector<std::int64_t>, bool>, std::vector<std::unique_ptr<comm::Communicator>>> groups;
+
+  Calls queue;
+  std::exception_ptr failure;  // of a queued call, to be told
 
   std::mutex calls, running_mutex;
   bool running = false;
@@ -167,12 +173,16 @@ void Engine::State::connect(Program& program) {
         std::vector<comm::DeviceRank> members;
         for (auto d : devices) members.push_back((launch.aside ? side_ranks : ranks).at(static_cast<std::size_t>(d)));
         group = comm::device_group(members, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
+        for (const auto& end : group)
+          if (const auto* fault = end->fault()) queue.watch(fault);
       }
       launch.collective->communicator = group.at(static_cast<std::size_t>(attrs.integer("rank"))).get();
     }
 }
 
 void Engine::State::load(Compiled& compiled) {
+  if (residency.loaded(compiled)) return;
+  settle();
   const auto start = std::chrono::steady_clock::now();
   std::int64_t bytes = 0;
   try {
@@ -188,55 +198,46 @@ void Engine::State::load(Compiled& compiled) {
   stats.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// A prompt's content decides whether it is known: what of it lies on a device is fetched, which waits for the device.
-std::vector<TensorView> Engine::State::on_host(std::vector<TensorView> views, std::list<std::vector<std::byte>>& fetched) {
-  if (std::all_of(views.begin(), views.end(), [](const TensorView& v) { return v.host; })) return views;
-  team->run([&](std::size_t d, backend::Device& device) {
-    if (d > 0) return;
-    for (auto& view : views) {
-      if (view.host) continue;
-      auto& bytes = fetched.emplace_back(static_cast<std::size_t>(view.bytes()));
-      const auto copy = TensorView::dense(bytes.data(), view.dtype, view.shape);
-      device.fetch(view, copy);
-      view = copy;
-    }
-  });
-  return views;
+// Keeps what a queued call has met, and makes the devices ready for others.
+void Engine::State::collect() {
+  if (!queue.failed()) return;
+  try {
+    queue.settle();
+    for (const auto& [key, group] : groups)
+      for (const auto& end : group) end->check();
+    if (queue.cancelled()) throw Cancelled("cancelled by the caller");
+    fail("[run] a call that was queued has failed");
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  residency.forget_prompts();  // what its prologue left
+  team->abort()->reset();
+  queue.clear();
 }
 
-void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
-  std::vector<TensorView> prompt;
-  std::list<std::vector<std::byte>> fetched;
-  for (const auto& name : compiled.prompt_inputs) prompt.push_back(inputs.at(name));
-  const auto found = compiled.prompts.find(on_host(std::move(prompt), fetched));
+void Engine::State::settle() {
+  queue.settle();
+  collect();
+}
 
-  const auto slot = static_cast<std::size_t>(found.slot);
-  const bool alone = team->size() == 1;
-  const auto executor = [&](std::size_t d) -> Executor& { return *compiled.executors[d][slot]; };
-  bool recorded = true;
-  for (std::size_t d = 0; d < team->size(); ++d) {
-    char* kept = static_cast<char*>(compiled.prompt_memory[d]);
-    if (kept) kept += found.slot * compiled.programs[d].prologue_bytes;
-    executor(d).bind({residency.arena(d), kept, residency.weights(d).generation()});
-    recorded = recorded && executor(d).recorded();
+void Engine::State::report_failure() {
+  if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+}
+
+void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs, const CallOptions& call) {
+  bool prologue = false;
+  try {
+    prologue = queue.run(compiled, residency, inputs, outputs, call);
+  } catch (...) {
+    collect();
+    failure = nullptr;  // the same
+    throw;
   }
-  if (!recorded) team->run([&](std::size_t d, backend::Device& device) { executor(d).record(device); });
-  team->run([&](std::size_t d, backend::Device& device) {
-    if (!found.known) executor(d).run_prologue(device, inputs, *team->abort());
-    executor(d).run_step(device, inputs, *team->abort());
-    if (alone) executor(d).write_outputs(device, outputs);
-    device.synchronize();
-    executor(d).check_collectives();
-  });
-  compiled.prompts.confirm(found.slot);
-  compiled.last_slot = found.slot;
-  // Of several devices only when all have succeeded, so that a failed call writes nothing.
-  if (!alone) team->run([&](std::size_t d, backend::Device& device) { executor(d).write_outputs(device, outputs); });
-
   std::lock_guard lock(stats_mutex);
   ++stats.calls;
-  stats.prologues += !found.known;
-  for (std::size_t d = 0; d < team->size(); ++d) stats.collective_seconds[d] = executor(d).collective_seconds();
+  stats.prologues += prologue;
+  for (std::size_t d = 0; d < team->size(); ++d)
+    stats.collective_seconds[d] = compiled.executors[d][static_cast<std::size_t>(compiled.last_slot)]->collective_seconds();
 }
 
 Engine::Engine(EngineOptions options, std::shared_ptr<const weights::Source> weights)
@@ -247,6 +248,7 @@ std::shared_ptr<Compiled> Engine::State::compile(const graph::Graph& graph, cons
   Call call(*this);
   auto compiled = residency.find(text);
   if (!compiled) {
+    settle();
     compiled = build(graph, mesh, text);
     residency.use(compiled);
     measure();
@@ -276,12 +278,14 @@ void Engine::load(Compiled& compiled) {
 
 void Engine::unload() {
   State::Call call(*state_);
+  state_->settle();
   state_->residency.unload();
   state_->measure();
 }
 
 void Engine::update(const std::set<std::string>& keys) {
   State::Call call(*state_);
+  state_->settle();
   std::int64_t bytes = 0;
   try {
     bytes = state_->residency.update(keys);
@@ -293,24 +297,40 @@ void Engine::update(const std::set<std::string>& keys) {
   state_->stats.uploaded_bytes += bytes;
 }
 
-void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs) {
+void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs, const CallOptions& options) {
   check_tensors("input", compiled.inputs, inputs);
   check_tensors("output", compiled.outputs, outputs);
-  const bool on_gpu = compiled.team->size() == 1 && state_->ranks[0].queue;
-  for (const auto* tensors : {&inputs, &outputs})
-    for (const auto& [name, view] : *tensors)
-      require(view.host || on_gpu, "[run] expected '{}' in host memory, as the engine does not run on one GPU alone, but got it on a GPU", name);
   State::Call call(*state_);
+  state_->report_failure();
   require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
   state_->residency.use(compiled.shared_from_this());
   state_->load(compiled);
-  state_->run(compiled, inputs, outputs);
+  state_->run(compiled, inputs, outputs, options);
 }
+
+bool Engine::loaded(const Compiled& compiled) const {
+  std::lock_guard lock(state_->calls);
+  return state_->residency.loaded(compiled);
+}
+
+void Engine::check() {
+  State::Call call(*state_);
+  state_->report_failure();
+}
+
+void Engine::synchronize() {
+  State::Call call(*state_);
+  state_->settle();
+  state_->report_failure();
+}
+
+bool Engine::take_not_finite() { return state_->queue.take_not_finite(); }
 
 std::vector<StepProfile> Engine::profile(Compiled& compiled) {
   State::Call call(*state_);
   require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
   require(compiled.resident_since > 0 && compiled.last_slot >= 0, "[engine] expected a call before its profile but there was none");
+  state_->settle();
   std::vector<StepProfile> profiles(compiled.programs.size());
   compiled.prompts.clear();
   state_->team->run([&](std::size_t d, backend::Device& device) {
@@ -327,7 +347,9 @@ std::vector<StepProfile> Engine::profile(Compiled& compiled) {
 
 void Engine::cancel() {
   std::lock_guard lock(state_->running_mutex);
-  if (state_->running) state_->team->abort()->raise(comm::Abort::Kind::cancelled, "cancelled by the caller");
+  const bool queued = !state_->running && state_->queue.pending();
+  if (queued) state_->queue.cancel();
+  if (queued || state_->running) state_->team->abort()->raise(comm::Abort::Kind::cancelled, "cancelled by the caller");
 }
 
 std::vector<DeviceReport> Engine::report(const Compiled& compiled) const {

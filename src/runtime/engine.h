@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -52,6 +53,17 @@ struct StepProfile {
   std::vector<LaunchTime> launches;  ///< each timed alone, collectives but once
 };
 
+/// How a call is made.
+struct CallOptions {
+  /// The caller's stream on the GPU where its tensors lie (null: the default stream), in whose order the call reads and writes them.
+  /// Where all outputs lie there, the call is queued and returns before it has run. Without it the call is in the order of the default
+  /// stream and waits.
+  std::optional<void*> stream;
+  /// By input: a number that the caller promises to give for equal contents only. A prompt whose inputs have the numbers of an earlier
+  /// one is not looked at. None or 0: not known.
+  std::map<std::string, std::uint64_t> contents;
+};
+
 /// Counters since the engine was made.
 struct EngineStats {
   std::int64_t calls = 0, prologues = 0, programs_built = 0;
@@ -88,13 +100,25 @@ class Engine {
   /// them.
   void update(const std::set<std::string>& keys);
 
-  /// One call. Inputs and outputs by the graph's names, on the host, of the graph's shapes and any floating dtype. Loads on
-  /// first use. Throws Error (shapes, a device's failure with its name and op), Cancelled, Timeout; the engine stays usable.
-  void run(Compiled& compiled, const std::map<std::string, TensorView>& inputs, const std::map<std::string, TensorView>& outputs);
+  /// One call. Inputs and outputs by the graph's names, of the graph's shapes and any floating dtype, on the host or on one of the
+  /// engine's GPUs. Loads on first use. Throws Error (shapes, a device's failure with its name and op), Cancelled, Timeout; the engine
+  /// stays usable. What a queued call met since is thrown first, and this call does not run.
+  void run(Compiled& compiled, const std::map<std::string, TensorView>& inputs, const std::map<std::string, TensorView>& outputs,
+           const CallOptions& options = {});
+  /// All is loaded that this call needs, so that run() does nothing that takes long but for the call.
+  bool loaded(const Compiled& compiled) const;
+  /// Throws what queued calls that have ended met; their outputs are NaN.
+  void check();
+  /// Waits for queued calls, and throws what they met.
+  void synchronize();
+  /// Whether a GPU's result held infinities or NaNs, as when values went beyond what f16 holds, since this was last asked. Of a queued
+  /// call it is known when that has ended.
+  bool take_not_finite();
   /// Times the step of the last call of `compiled`, by device; the kept results of prompts are lost. Throws Error when
   /// it was never called.
   std::vector<StepProfile> profile(Compiled& compiled);
-  /// From any thread: the running call ends soon with Cancelled. Without one it does nothing.
+  /// From any thread: the running call ends soon with Cancelled; of queued calls that have not ended the results become NaN, and the
+  /// next call, check() or synchronize() throws Cancelled. Without any it does nothing.
   void cancel();
 
   EngineStats stats() const;

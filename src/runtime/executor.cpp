@@ -95,7 +95,6 @@ void Executor::write_outputs(backend::Device& device, const std::map<std::string
   for (const auto& binding : program_.outputs)
     if (numel(binding.type.shape) > 0)
       device.write(at(binding.place), binding.type, binding.order, part_of(outputs.at(binding.name), binding.box));
-  device.synchronize();
 }
 
 void Executor::run(backend::Device& device, const std::vector<Launch>& launches, Bound& bound, const comm::Abort& abort) {

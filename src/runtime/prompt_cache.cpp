@@ -34,27 +34,49 @@ class Content {
 
 }  // namespace
 
-PromptCache::Found PromptCache::find(const std::vector<TensorView>& inputs) {
-  std::vector<Content> contents(inputs.begin(), inputs.end());
-  std::vector<DType> dtypes;
-  for (const auto& view : inputs) dtypes.push_back(view.dtype);
-  ++now_;
-  for (std::size_t s = 0; s < slots_.size(); ++s) {
-    Slot& slot = slots_[s];
-    bool same = slot.valid && slot.dtypes == dtypes;
-    for (std::size_t i = 0; same && i < contents.size(); ++i) same = contents[i].equals(slot.content[i]);
+void PromptCache::use(Slot& slot, const std::vector<PromptInput>& inputs) {
+  slot.used = ++now_;
+  slot.numbers.clear();
+  for (const auto& input : inputs) slot.numbers.push_back(input.content);
+}
+
+std::optional<int> PromptCache::find_numbers(const std::vector<PromptInput>& inputs) {
+  for (Slot& slot : slots_) {
+    bool same = slot.valid;
+    for (std::size_t i = 0; same && i < inputs.size(); ++i) same = inputs[i].content != 0 && slot.numbers[i] == inputs[i].content;
     if (!same) continue;
-    slot.used = now_;
-    return {static_cast<int>(s), true};
+    use(slot, inputs);
+    return static_cast<int>(&slot - slots_.data());
+  }
+  return std::nullopt;
+}
+
+PromptCache::Found PromptCache::find(const std::vector<PromptInput>& inputs) {
+  std::vector<std::optional<Content>> contents(inputs.size());
+  std::vector<DType> dtypes;
+  std::vector<std::optional<backend::Digest>> digests;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].view.host) contents[i].emplace(inputs[i].view);
+    dtypes.push_back(inputs[i].view.dtype);
+    digests.push_back(inputs[i].digest);
+  }
+  for (Slot& slot : slots_) {
+    bool same = slot.valid && slot.dtypes == dtypes && slot.digests == digests;
+    for (std::size_t i = 0; same && i < contents.size(); ++i) same = !contents[i] || contents[i]->equals(slot.content[i]);
+    if (!same) continue;
+    use(slot, inputs);
+    return {static_cast<int>(&slot - slots_.data()), true};
   }
   const auto oldest = std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) {
     return std::pair(a.valid, a.used) < std::pair(b.valid, b.used);
   });
   oldest->valid = false;
-  oldest->used = now_;
   oldest->dtypes = std::move(dtypes);
-  oldest->content.resize(contents.size());
-  for (std::size_t i = 0; i < contents.size(); ++i) contents[i].store(oldest->content[i]);
+  oldest->digests = std::move(digests);
+  oldest->content.assign(contents.size(), {});
+  for (std::size_t i = 0; i < contents.size(); ++i)
+    if (contents[i]) contents[i]->store(oldest->content[i]);
+  use(*oldest, inputs);
   return {static_cast<int>(oldest - slots_.begin()), false};
 }
 

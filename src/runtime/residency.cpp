@@ -34,7 +34,7 @@ void Residency::use(const std::shared_ptr<Compiled>& compiled) {
 }
 
 std::int64_t Residency::load(Compiled& compiled, const std::function<void(std::int64_t, std::int64_t)>& progress) {
-  if (compiled.resident_since == epoch_) return 0;
+  if (loaded(compiled)) return 0;
   std::int64_t total = 0;
   for (const auto& program : compiled.programs)
     for (const auto* buffer : program.weights) total += buffer->data ? 0 : buffer->bytes();
@@ -100,15 +100,19 @@ void Residency::unload() {
     release_arena(d, device);
     devices_[d].weights.unload(device);
   });
-  for (const auto& compiled : programs_) compiled->prompts.clear();
+  forget_prompts();
   ++epoch_;
+}
+
+void Residency::forget_prompts() {
+  for (const auto& compiled : programs_) compiled->prompts.clear();
 }
 
 std::int64_t Residency::update(const std::set<std::string>& keys) {
   std::vector<std::vector<backend::WeightBuffer*>> stale;
   for (auto& device : devices_) stale.push_back(device.weights.loaded(keys));
   std::atomic<std::int64_t> done{0};
-  for (const auto& compiled : programs_) compiled->prompts.clear();
+  forget_prompts();
   try {
     team_->run([&](std::size_t d, backend::Device& device) {
       devices_[d].weights.reload(device, stale[d], [&](std::int64_t bytes) {

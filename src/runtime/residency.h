@@ -20,6 +20,7 @@ class Residency {
   ~Residency();
 
   WeightStore& weights(std::size_t device) { return devices_[device].weights; }
+  const WeightStore& weights(std::size_t device) const { return devices_[device].weights; }
   void* arena(std::size_t device) const { return devices_[device].arena; }
 
   /// The program of that text if it is among those kept; it becomes the most recently used.
@@ -29,7 +30,10 @@ class Residency {
   /// Allocates and loads what the program lacks. Returns the bytes read. When it throws, all that it loaded or allocated is
   /// released again.
   std::int64_t load(Compiled& compiled, const std::function<void(std::int64_t, std::int64_t)>& progress);
+  bool loaded(const Compiled& compiled) const { return compiled.resident_since == epoch_; }
   void unload();
+  /// All prompts' parts run again.
+  void forget_prompts();
   /// Reads the loaded parts of these weights again. Returns the bytes read. When it throws, they are released.
   std::int64_t update(const std::set<std::string>& keys);
 

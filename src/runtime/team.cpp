@@ -1,5 +1,6 @@
 #include "runtime/team.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 
@@ -10,17 +11,17 @@ namespace comfytp::runtime {
 
 using comm::Abort;
 
-Team::Team(std::vector<std::unique_ptr<backend::Device>> devices) {
-  for (const auto& device : devices) names_.push_back(device->spec().name());
-  discarded_.resize(devices.size());
-  for (std::size_t i = 0; i < devices.size(); ++i)
-    threads_.emplace_back([this, i, device = std::move(devices[i])]() mutable { work(i, std::move(device)); });
+Team::Team(std::vector<std::unique_ptr<backend::Device>> devices) : devices_(std::move(devices)) {
+  for (const auto& device : devices_) names_.push_back(device->spec().name());
+  discarded_.resize(size());
+  for (std::size_t i = 0; i < size(); ++i) threads_.emplace_back([this, i] { work(i); });
   try {
     run([](std::size_t, backend::Device& device) { device.attach(); });
   } catch (...) {
     stop();
     throw;
   }
+  queues_ = std::all_of(devices_.begin(), devices_.end(), [](const auto& device) { return device->call_queue() != nullptr; });
 }
 
 Team::~Team() { stop(); }
@@ -34,20 +35,23 @@ void Team::stop() {
   for (auto& thread : threads_) thread.join();
 }
 
-void Team::work(std::size_t index, std::unique_ptr<backend::Device> device) {
+void Team::work(std::size_t index) {
   name_thread(names_[index]);
   std::uint64_t seen = 0;
   for (;;) {
     const Job* job = nullptr;
     {
       std::unique_lock lock(mutex_);
-      work_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      work_.wait(lock, [&] { return stopping_ || (generation_ != seen && first_ <= index && index < last_); });
       if (!stopping_) job = job_;
       seen = generation_;
     }
-    sweep(index);
-    if (!job) return;
-    attempt(*job, index, *device);
+    if (!job) {
+      sweep(index);
+      devices_[index].reset();
+      return;
+    }
+    attempt(*job, index);
     {
       std::lock_guard lock(mutex_);
       if (--busy_ > 0) continue;
@@ -67,11 +71,12 @@ void Team::sweep(std::size_t index) {
   objects.swap(discarded_[index]);
 }
 
-void Team::attempt(const Job& job, std::size_t index, backend::Device& device) {
+void Team::attempt(const Job& job, std::size_t index) {
   auto kind = Abort::Kind::error;
   std::string reason;
   try {
-    return job(index, device);
+    sweep(index);
+    return job(index, *devices_[index]);
   } catch (const Cancelled& e) {
     kind = Abort::Kind::cancelled;
     reason = e.what();
@@ -88,11 +93,33 @@ void Team::attempt(const Job& job, std::size_t index, backend::Device& device) {
   failed_ = true;
 }
 
+bool Team::here(std::size_t device) {
+  auto* queue = devices_[device]->call_queue();
+  return queue && queue->here();
+}
+
 void Team::run(const Job& job, const std::function<void()>& meanwhile) {
   std::lock_guard call(calls_);
+  run(job, 0, size(), meanwhile);
+}
+
+void Team::run_on(std::size_t device, const Job& job) {
+  std::lock_guard call(calls_);
+  run(job, device, device + 1, {});
+}
+
+void Team::run(const Job& job, std::size_t first, std::size_t last, const std::function<void()>& meanwhile) {
+  if (last - first == 1 && !meanwhile && here(first)) {  // two threads that wake each other would cost more than what most jobs do
+    failed_ = false;
+    attempt(job, first);
+    if (failed_) abort_->check();
+    return;
+  }
   std::unique_lock lock(mutex_);
   job_ = &job;
-  busy_ = threads_.size();
+  first_ = first;
+  last_ = last;
+  busy_ = last - first;
   failed_ = false;
   ++generation_;
   work_.notify_all();
@@ -106,6 +133,12 @@ void Team::run(const Job& job, const std::function<void()>& meanwhile) {
       thrown = std::current_exception();
       abort_->raise(Abort::Kind::cancelled, "cancelled by the caller's callback");
     }
+    lock.lock();
+  }
+  if (queues_) {  // done in less time than it takes to be woken, where nothing is waited for
+    lock.unlock();
+    constexpr std::chrono::microseconds kSpin{200};
+    for (const auto start = std::chrono::steady_clock::now(); busy_ > 0 && std::chrono::steady_clock::now() - start < kSpin;) std::this_thread::yield();
     lock.lock();
   }
   done_.wait(lock, all_done);

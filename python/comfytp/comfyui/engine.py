@@ -58,19 +58,29 @@ class Engine:
                 best, least = compiled, cost
         return best
 
-    def run(self, compiled: Any, inputs: Any, outputs: Any) -> None:
-        """Raises ShapesDiffer where a callout's function does."""
+    def run(self, compiled: Any, inputs: Any, outputs: Any, _: Any = None, stream: Any = None, contents: Any = {}) -> bool:  # noqa: B006
+        """As _core.Programs.run. Raises ShapesDiffer where a callout's function does."""
         watch = _Watch(self.programs)
+        watch()  # a call that is only queued asks no more
         if not isinstance(compiled, Segments):
-            self.programs.run(compiled, inputs, outputs, watch)
-            return
+            return self.programs.run(compiled, inputs, outputs, watch, stream, contents)
         device = callouts.device_of(self.live.options)
 
         def call(site: callouts.Site, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
             function = self.live.functions[site.address]
             return site.run(function, [tensor.to(device) for tensor in tensors], self.live.options)
 
-        compiled.run(lambda *arguments: self.programs.run(*arguments, watch), inputs, outputs, call)
+        not_finite = []
+
+        def run(part: Any, given: Any, results: Any) -> None:
+            not_finite.append(self.programs.run(part, given, results, watch, stream, contents))
+
+        compiled.run(run, inputs, outputs, call)
+        return any(not_finite)
+
+    def synchronize(self) -> bool:
+        """Waits for queued calls and raises what they met."""
+        return self.programs.synchronize(_Watch(self.programs))
 
     def report(self, compiled: Any) -> dict[str, Any]:
         """Of parts with callouts in between: their sums, and the most of their activations."""

@@ -11,7 +11,8 @@ import comfy.model_management
 import torch
 
 from ..importer import Unsupported
-from ..importer.calls import Calls
+from .._arrays import warn_unless_finite
+from ..importer.calls import Calls, gpus_of
 from ..importer.key import module_hash
 from ..importer.snapshot import Code
 from . import callouts, counters, modes, report
@@ -75,6 +76,12 @@ class SplitModel:
             self.run_plain(reason)
         return original(*args, **kwargs)
 
+    def synchronize(self) -> None:
+        """Waits for the calls so far and raises what they met, before anybody looks at a result that is NaN."""
+        with self._lock:
+            if self._engine is not None:
+                warn_unless_finite(self._engine.synchronize())
+
     def run_plain(self, reason: str) -> None:
         """Makes ready for a call that PyTorch runs, and says why, once for each reason."""
         patcher = self._patcher()
@@ -101,6 +108,8 @@ class SplitModel:
             self._track()
             try:
                 result = self._attempt(site, calls, args, kwargs, options)
+                if patcher.verbose:
+                    self._engine.synchronize()  # what is told is how long it took
             finally:
                 after = self._engine.programs.stats()
                 counters.add(uploaded_bytes=after["uploaded_bytes"] - self._counted, captures=calls.stats.captures - captures)
@@ -147,7 +156,7 @@ class SplitModel:
         if name not in self._sites:
             # Messages of a capture name the class.
             site = type(type(module).__name__, (Site,), {})(module, name, self._resized)
-            self._sites[name] = site, Calls(site, self._engine)
+            self._sites[name] = site, Calls(site, self._engine, gpus=gpus_of(",".join(self.devices)))
             self._code[name] = Code(site)
         site, calls = self._sites[name]
         if not self._code[name].same():  # another node has replaced a function in the model's code

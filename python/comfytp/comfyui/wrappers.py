@@ -19,7 +19,7 @@ def install(patcher: Any, split: Any) -> None:
     hooked = calls_wrappers(type(patcher.model.diffusion_model))
     if hooked:
         patcher.add_wrapper_with_key(_WRAPPERS.DIFFUSION_MODEL, KEY, functools.partial(_around_forward, split))
-    patcher.add_wrapper_with_key(_WRAPPERS.OUTER_SAMPLE, KEY, _around_sampling)
+    patcher.add_wrapper_with_key(_WRAPPERS.OUTER_SAMPLE, KEY, functools.partial(_around_sampling, split))
     patcher.add_wrapper_with_key(_WRAPPERS.APPLY_MODEL, KEY, functools.partial(_around_apply_model, split, hooked))
 
 
@@ -55,7 +55,7 @@ def _around_apply_model(split: Any, hooked: bool, executor: Any, *args: Any, **k
     return executor(*args, **kwargs)
 
 
-def _around_sampling(executor: Any, *args: Any, **kwargs: Any) -> Any:
+def _around_sampling(split: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:
     """A Control-LoRA takes the model's own weights, patched, out of the model."""
     guider = executor.class_obj
     guider.model_patcher.weights_wanted = any(
@@ -64,7 +64,9 @@ def _around_sampling(executor: Any, *args: Any, **kwargs: Any) -> Any:
         for cond in conds or ()
         for control in _chain(cond.get("control"))
     )
-    return executor(*args, **kwargs)
+    result = executor(*args, **kwargs)
+    split.synchronize()
+    return result
 
 
 def _chain(control: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_unflatten
 
 from .. import Graph, _core
+from .._arrays import Queue
 from . import cache
 from .key import Arguments, arguments_of, content_hash, module_hash
 from .program import Output, Program, import_call
@@ -80,8 +81,8 @@ class Recent(collections.OrderedDict):
 
 class Calls:
     """module: is read, never changed. engine: a _core.Programs whose keys are the module's. prompt_inputs: a pattern, or names
-    of arguments, that stay the same over many calls. gpu: where the engine runs on one GPU alone: tensors there are read and
-    written where they lie. Calls from several threads take turns while one captures."""
+    of arguments, that stay the same over many calls. gpus: those that the engine runs on, if on nothing else: tensors there are
+    read and written where they lie. Calls from several threads take turns while one captures."""
 
     def __init__(
         self,
@@ -89,10 +90,11 @@ class Calls:
         engine: Any,
         prompt_inputs: str | Iterable[str] = PROMPT_INPUTS,
         stats: Stats | None = None,
-        gpu: torch.device | None = None,
+        gpus: Iterable[torch.device] = (),
     ) -> None:
         self.stats = stats or Stats()
-        self._gpu = gpu
+        self._gpus = frozenset(gpus)
+        self._queue = Queue()
         self.last: Ready | None = None  # what served the last call
         self._module = module
         self._engine = engine
@@ -131,19 +133,18 @@ class Calls:
 
     def _run(self, arguments: Arguments, ready: Ready, engine: Any) -> Any:
         tensors = [arguments.leaves[i] for i in arguments.tensors]
-        inputs = {
-            name: _outside(tensor, self._gpu) for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None
-        }
         device = next((t.device for t in tensors if t.dim()), torch.device("cpu"))  # a number may lie anywhere
-        made_on = device if device == self._gpu else torch.device("cpu")
+        place = device if device in self._gpus else torch.device("cpu")
+        owners = {name: tensor for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None}
         leaves, outputs = [], {}
         for output in ready.program.outputs:
             if isinstance(output, Output):
-                result = torch.empty(output.shape, dtype=output.dtype, device=made_on)
+                result = torch.empty(output.shape, dtype=output.dtype, device=place)
                 outputs[output.name] = result.reshape(output.shape or (1,))
                 output = result
             leaves.append(output)
-        engine.run(ready.compiled, inputs, outputs)
+        inputs = {name: _outside(tensor, place) for name, tensor in owners.items()}
+        self._queue.run(lambda *order: engine.run(ready.compiled, inputs, outputs, None, *order), inputs, outputs, owners)
         self.stats.engine_calls += 1
         self.last = ready
         leaves = [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
@@ -258,16 +259,17 @@ def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
     return Arguments(leaves, arguments.spec, arguments.names)
 
 
-def one_gpu(devices: str) -> torch.device | None:
-    """The GPU of a list that is one alone ("cuda:0", "cuda:0@10GiB")."""
-    found = re.fullmatch(r"(cuda:\d+)(@.*)?", devices.strip())
-    return torch.device(found[1]) if found else None
+def gpus_of(devices: str) -> set[torch.device]:
+    """Those of a list of GPUs ("cuda:0,cuda:1@10GiB"); none where another device is among them."""
+    found = [re.fullmatch(r"(cuda:\d+)(@.*)?", name.strip()) for name in devices.split(",")]
+    return {torch.device(match[1]) for match in found} if all(found) else set()
 
 
-def _outside(tensor: torch.Tensor, gpu: torch.device | None) -> torch.Tensor:
+def _outside(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
+    """What is in host memory stays there."""
     tensor = tensor.detach()
-    if tensor.device != gpu:
-        tensor = tensor.to("cpu")
+    if tensor.device != place and tensor.device.type != "cpu":
+        tensor = tensor.to(place)
     return tensor if tensor.dim() else tensor.reshape(1)
 
 

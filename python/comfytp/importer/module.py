@@ -11,8 +11,9 @@ import torch
 import torch._dynamo
 
 from .. import _core
+from .._arrays import warn_unless_finite
 from ..engine import device_list
-from .calls import PROMPT_INPUTS, Calls, Stats, one_gpu
+from .calls import PROMPT_INPUTS, Calls, Stats, gpus_of
 from .snapshot import Snapshot
 from .unsupported import Unsupported
 
@@ -162,8 +163,17 @@ class SplitModule(torch.nn.Module):
             self._snapshot = None
 
     def cancel(self) -> None:
-        """From any thread: the running call ends soon and raises Cancelled."""
+        """From any thread: the running call ends soon and raises Cancelled; the results of queued ones become NaN, and the next
+        call raises it."""
         self._engine.cancel()
+
+    def check(self) -> None:
+        """Raises what queued calls that have ended met (see Engine.run). Does not wait."""
+        self._engine.check()
+
+    def synchronize(self) -> None:
+        """Waits for queued calls and raises what they met."""
+        warn_unless_finite(self._engine.synchronize())
 
     # ---- the engine follows the module
 
@@ -192,7 +202,7 @@ class SplitModule(torch.nn.Module):
         if old is None or not old.same_weights(new):
             self._new_engine(new.weights)
             if self._calls is None:
-                self._calls = Calls(self._module, self._engine, self._prompt_inputs, self._stats, one_gpu(self._engine_arguments[0]))
+                self._calls = Calls(self._module, self._engine, self._prompt_inputs, self._stats, gpus_of(self._engine_arguments[0]))
             self._calls.renew(new.hash, self._engine)
             return new
         if other:

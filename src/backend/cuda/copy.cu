@@ -118,7 +118,7 @@ cudaError_t launch_copy(const StridedCopy& given, const void* from, void* to, cu
   if (c.rank == 0) c.rank = 1, c.size[0] = 1, c.from[0] = c.to[0] = 1;
   const int last = c.rank - 1, size = size_of(c.source);
   if (c.source == c.target && c.from[last] == 1 && c.to[last] == 1) {
-    if (c.rank == 1) return cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * size, cudaMemcpyDeviceToDevice, stream);
+    if (c.rank == 1) return cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * size, cudaMemcpyDefault, stream);
     const int bytes = widest(c, from, to, size);
     switch (bytes) {
       case 16: copy_words<uint4>(c, 16 / size, from, to, stream); break;

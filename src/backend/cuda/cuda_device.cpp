@@ -42,13 +42,13 @@ void CudaDevice::attach() {
   check(cublasLtCreate(&context_.cublas), "starting cuBLASLt");
   check(cudnnCreate(&context_.cudnn), "starting cuDNN");
   check(cudnnSetStream(context_.cudnn, context_.stream), "giving cuDNN a stream");
-  check(cudaEventCreateWithFlags(&outside_, cudaEventDisableTiming), "making an event");
+  calls_.emplace(context_);
 }
 
 CudaDevice::~CudaDevice() {
   for (auto event : events_) cudaEventDestroy(event);
   if (side_) cudaStreamDestroy(side_);
-  if (outside_) cudaEventDestroy(outside_);
+  calls_.reset();
   if (context_.cudnn) cudnnDestroy(context_.cudnn);
   if (context_.cublas) cublasLtDestroy(context_.cublas);
   if (context_.stream) cudaStreamDestroy(context_.stream);
@@ -182,20 +182,12 @@ char* CudaDevice::stage(std::int64_t bytes) {
   return place;
 }
 
-// A tensor in device memory was made in the order of the default stream, on which its library waits for its own (DLPack).
-void CudaDevice::after_default_stream() {
-  check(cudaEventRecord(outside_, cudaStreamLegacy), "waiting for a tensor");
-  check(cudaStreamWaitEvent(context_.stream, outside_), "waiting for a tensor");
-}
-
 // The GPU converts and reorders: from page-locked memory it reads through the bus itself.
 void CudaDevice::read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) {
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   const auto strides = graph::strides_of(type.shape, order);
-  if (!outside.host) {
-    after_default_stream();
+  if (!outside.host)
     return check(launch_copy(plan_copy(type.shape, outside.dtype, outside.strides, type.dtype, strides), outside.data, data, context_.stream), "copying");
-  }
   char* staged = stage(outside.bytes());
   const auto dense = TensorView::dense(staged, outside.dtype, outside.shape);
   copy(outside, dense);
@@ -204,22 +196,11 @@ void CudaDevice::read(const TensorView& outside, void* data, const graph::Type& 
   check(launch_copy(plan_copy(type.shape, outside.dtype, dense.strides, type.dtype, strides), staged, data, context_.stream), "copying to the device");
 }
 
-void CudaDevice::fetch(const TensorView& outside, const TensorView& host) {
-  after_default_stream();
-  char* staged = stage(outside.bytes());
-  const auto dense = row_major_strides(outside.shape);
-  check(launch_copy(plan_copy(outside.shape, outside.dtype, outside.strides, outside.dtype, dense), outside.data, staged, context_.stream), "copying");
-  host_writes_.push_back({staged - staging_.data(), host});
-  synchronize();
-}
-
 void CudaDevice::write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) {
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   const auto strides = graph::strides_of(type.shape, order);
-  if (!outside.host) {
-    after_default_stream();
+  if (!outside.host)
     return check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, outside.strides), data, outside.data, context_.stream), "copying");
-  }
   char* staged = stage(outside.bytes());
   check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, row_major_strides(type.shape)), data, staged, context_.stream),
         "copying from the device");

@@ -1,9 +1,11 @@
 // One GPU: kernels on cuBLASLt, cuDNN and of the project's own, queued on one stream and replayed as CUDA graphs.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cuda/cuda_call_queue.h"
 #include "backend/cuda/context.h"
 #include "backend/cuda/staging.h"
 
@@ -17,6 +19,7 @@ class CudaDevice final : public Device {
   const DeviceSpec& spec() const override { return spec_; }
   void* queue() const override { return context_.stream; }
   void* side_queue() const override { return side_; }
+  CallQueue* call_queue() override { return calls_ ? &*calls_ : nullptr; }
   void fork() override;
   std::size_t mark() override;
   void join(std::size_t ticket) override;
@@ -33,7 +36,6 @@ class CudaDevice final : public Device {
   void synchronize() override;
   void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override;
   void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override;
-  void fetch(const TensorView& outside, const TensorView& host) override;
 
  private:
   DeviceSpec spec_;
@@ -48,13 +50,11 @@ class CudaDevice final : public Device {
   std::vector<HostWrite> host_writes_;  ///< what synchronize() finishes
   /// A place for so many bytes in staging_; may synchronise.
   char* stage(std::int64_t bytes);
-  cudaEvent_t outside_ = nullptr;
+  std::optional<CudaCallQueue> calls_;
   cudaStream_t side_ = nullptr;
   std::vector<cudaEvent_t> events_;  ///< of fork() and mark() since record() began
   std::size_t used_ = 0;
   cudaEvent_t next_event();
-  /// What is queued from now on runs behind what the default stream has now.
-  void after_default_stream();
 };
 
 }  // namespace comfytp::backend::cuda

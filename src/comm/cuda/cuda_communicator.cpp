@@ -21,6 +21,7 @@ class CudaCommunicator final : public Communicator {
   int size() const override { return group_->size(); }
   bool queues() const override { return true; }
   void check() override { group_->check(rank_); }
+  const std::uint32_t* fault() const override { return &group_->world(rank_).control->error; }
 
   void all_reduce(const TensorView& in, const TensorView& out) override { exchange({"all_reduce", in, out, -1, {}, {}, {}}); }
   void reduce_scatter(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) override {
