@@ -108,3 +108,173 @@ def test_a_split_module_runs_where_its_inputs_lie():
     result = split(x.cuda())
     assert result.is_cuda
     assert relative_error(result.cpu(), expected) <= 1e-5
+
+
+# ---- calls are queued on torch's current stream
+
+
+def busy(seconds=0.2):
+    """Work on the current stream, and an event behind it."""
+    torch.cuda._sleep(int(seconds * 2e9))
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@pytest.fixture
+def half_sdxl(unet_of):
+    unet = unets.make_unet("sdxl").half()
+    return denoiser_of(unet.state_dict(), "sdxl", compute="f16"), moved(make_call(unet, 2, 32, 24).to(torch.float16)).inputs()
+
+
+def test_a_call_is_in_the_order_of_the_current_stream_and_is_not_waited_for(half_sdxl):
+    denoiser, inputs = half_sdxl
+    expected = denoiser(**inputs) * 2
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        before = busy()
+        x = inputs["x"].clone()  # not there before the work ahead is done
+        result = denoiser(**{**inputs, "x": x}) * 2
+        assert not before.query()
+    torch.cuda.synchronize()
+    assert torch.equal(result, expected)
+
+
+def test_memory_that_is_freed_behind_a_call_is_not_given_away_too_early(half_sdxl):
+    denoiser, inputs = half_sdxl
+    expected = [denoiser(**{**inputs, "x": inputs["x"] + i}) for i in range(8)]
+    busy()
+    results = []
+    for i in range(8):
+        results.append(denoiser(**{**inputs, "x": inputs["x"] + i}).clone())  # neither the input nor the output outlives the line
+        torch.full_like(inputs["x"], torch.nan)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_a_prompt_is_known_by_its_tensors_or_their_content(half_sdxl):
+    denoiser, inputs = half_sdxl
+
+    def prologues(**changed):
+        denoiser(**{**inputs, **changed})
+        return denoiser.stats()["prologues"]
+
+    first = prologues()
+    before = busy()
+    assert prologues() == first and not before.query(), "the same tensors need no look"
+    assert prologues(context=inputs["context"].clone()) == first and before.query(), "equal content does"
+    strided = torch.stack([inputs["context"], inputs["context"]], dim=-1)[..., 0]
+    assert prologues(context=strided) == first
+    with torch.inference_mode():
+        assert prologues(context=inputs["context"].clone()) == first
+    other = denoiser(**{**inputs, "context": inputs["context"] + 1})
+    inputs["context"].add_(1)
+    assert torch.equal(denoiser(**inputs), other), "a write is seen"
+    changed = inputs["context"].clone()
+    changed[-1, -1, -1] += 1
+    assert prologues(context=changed) == first + 2
+
+
+def test_cancelling_a_queued_call_makes_its_result_nan_and_is_told_once(half_sdxl):
+    denoiser, inputs = half_sdxl
+    expected = denoiser(**inputs)
+    denoiser.synchronize()
+    denoiser.cancel()  # of nothing
+    busy()
+    result = denoiser(**inputs)
+    denoiser.cancel()
+    with pytest.raises(comfytp.Cancelled):
+        denoiser.synchronize()
+    assert result.isnan().all()
+    denoiser.check()
+    assert torch.equal(denoiser(**inputs), expected)
+
+
+def test_tensors_elsewhere_are_refused(half_sdxl):
+    denoiser, inputs = half_sdxl
+    if torch.cuda.device_count() > 1:
+        with pytest.raises(comfytp.Error, match="on the same"):
+            denoiser(**{**inputs, "x": inputs["x"].to("cuda:1")})
+
+
+# ---- f16's range
+
+
+class Attention(torch.nn.Module):
+    def forward(self, q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("module, shapes, scale", [
+    (torch.nn.GroupNorm(8, 64), [(2, 64, 24, 24)], 2e4),
+    (torch.nn.LayerNorm(64), [(2, 33, 64)], 2e4),
+    (Attention(), [(2, 4, 96, 64)] * 3, 180.0),  # logits of 1e5 and more
+    (torch.nn.Sequential(torch.nn.SiLU(), torch.nn.GroupNorm(8, 64)), [(2, 64, 24, 24)], 1.2e4),
+])  # fmt: skip
+def test_large_activations_are_computed_in_fp32(module, shapes, scale):
+    torch.manual_seed(0)
+    inputs = [(torch.randn(shape).clamp(-3, 3) * scale).half() for shape in shapes]
+    expected = module(*[x.float() for x in inputs])
+    result = comfytp.split(module.half(), devices="cuda:0")(*[x.cuda() for x in inputs])
+    assert relative_error(result.float().cpu(), expected) <= 2e-3
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_leaves_the_range_of_f16_is_told():
+    gated = torch.nn.Linear(64, 64)
+    gated.weight.data.fill_(1.0)
+    block = torch.nn.Sequential(gated, torch.nn.LayerNorm(64)).half()
+    split = comfytp.split(block, devices="cuda:0")
+    split(torch.ones(2, 5, 64).half().cuda())
+    split.synchronize()
+    split(torch.full((2, 5, 64), 6e4).half().cuda())
+    with pytest.warns(RuntimeWarning, match="range of f16"):
+        split.synchronize()
+    split.synchronize()
+    exact = comfytp.split(block.float(), devices="cuda:0")(torch.full((2, 5, 64), 6e4).cuda())
+    assert exact.isfinite().all()
+
+
+# ---- several GPUs
+
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices here")
+
+
+@two_gpus
+@pytest.mark.parametrize("mesh", ["tensor=2", "patch=2", "batch=2"])
+@pytest.mark.parametrize("place", ["cuda:0", "cuda:1"])
+def test_two_gpus_take_the_tensors_of_one(half_sdxl, place, mesh):
+    unet = unets.make_unet("sdxl").half()
+    both = denoiser_of(unet.state_dict(), "sdxl", devices="cuda:0,cuda:1", mesh=mesh, compute="f16")
+    denoiser, inputs = half_sdxl
+    expected = [denoiser(**{**inputs, "x": inputs["x"] * scale}).cpu() for scale in (1, 0.5, 0.25)]
+    inputs = {name: tensor.to(place) for name, tensor in inputs.items() if tensor is not None}
+    both(**inputs)
+    both.synchronize()
+    current = torch.cuda.current_device()
+    with torch.cuda.device(place):
+        before = busy()
+    results = [both(**{**inputs, "x": inputs["x"] * scale}) for scale in (1, 0.5, 0.25)]
+    assert not before.query() and torch.cuda.current_device() == current
+    assert all(str(result.device) == place for result in results)
+    assert all(relative_error(a.cpu().float(), b.float()) <= 5e-3 for a, b in zip(results, expected, strict=True))
+    on_host = both(**{name: tensor.cpu() for name, tensor in inputs.items()})
+    assert torch.equal(on_host, both(**inputs).cpu())
+
+
+@two_gpus
+def test_a_time_out_of_a_queued_call_makes_its_result_nan_and_is_told_once(half_sdxl):
+    unet = unets.make_unet("sdxl").half()
+    both = denoiser_of(unet.state_dict(), "sdxl", devices="cuda:0,cuda:1", compute="f16", timeout=0.05)
+    inputs = {name: tensor for name, tensor in half_sdxl[1].items() if tensor is not None}
+    expected = both(**inputs)
+    both.synchronize()
+    a = torch.randn(12288, 12288, device="cuda:1")
+    for _ in range(6):
+        b = a @ a  # all of cuda:1, for longer than the time-out
+    result = both(**inputs)
+    with pytest.raises(comfytp.Timeout, match=r"cuda:\d waited 0.05 s for cuda:\d"):
+        both.synchronize()
+    assert result.isnan().all()
+    del b
+    torch.cuda.synchronize("cuda:1")
+    assert torch.equal(both(**inputs), expected)

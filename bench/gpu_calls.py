@@ -1,0 +1,76 @@
+"""What a call on GPUs costs beside the GPU's own work: milliseconds a call, measured in four ways.
+
+    PYTHONPATH=build/python python bench/gpu_calls.py CHECKPOINT [--devices cuda:0] [--batch 2] [--pixels 1024] [--runs 50]
+
+same: the host does not wait, and the prompt's tensors are the same objects; equal: a copy of the prompt in every call, which is
+compared on the GPU; waiting: torch.cuda.synchronize() behind every call. `host` is the time until a call of `same` returns, `launch`
+that of it which the core takes. Compare `same` with the step that `comfytp bench --profile` prints.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+import comfytp
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--devices", default="cuda:0")
+    parser.add_argument("--mesh")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--runs", type=int, default=50)
+    arguments = parser.parse_args()
+    denoiser = comfytp.Denoiser(arguments.checkpoint, devices=arguments.devices, mesh=arguments.mesh, compute="f16")
+    info, batch, side = denoiser.info, arguments.batch, arguments.pixels // 8
+
+    def noise(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.half)
+
+    x, steps, context = noise(batch, info["in_channels"], side, side), torch.full((batch,), 500.0, device="cuda"), noise(batch, 77, info["context_dim"])
+    y = noise(batch, info["label_dim"]) if info["label_dim"] else None
+    core_seconds = []
+    core = denoiser._core
+
+    class Timed:
+        def __getattr__(self, name):
+            return getattr(core, name)
+
+        def run(self, *arguments):
+            start = time.perf_counter()
+            result = core.run(*arguments)
+            core_seconds.append(time.perf_counter() - start)
+            return result
+
+    def measure(call, wait=False):
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        core_seconds.clear()
+        start, returned = time.perf_counter(), []
+        for _ in range(arguments.runs):
+            begin = time.perf_counter()
+            call()
+            returned.append(time.perf_counter() - begin)
+            if wait:
+                torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - start) / arguments.runs, 1e3 * statistics.median(returned[:20])
+
+    denoiser(x, steps, context, y)
+    denoiser.synchronize()
+    denoiser._core = Timed()
+    same, host = measure(lambda: denoiser(x, steps, context, y))
+    launch = 1e3 * statistics.median(core_seconds[:20])
+    number, _ = measure(lambda: denoiser(x, 500.0, context, y))
+    equal, _ = measure(lambda: denoiser(x, steps, context.clone(), y))
+    waiting, _ = measure(lambda: denoiser(x, steps, context, y), wait=True)
+    print(f"same {same:.3f}  number as timestep {number:.3f}  equal {equal:.3f}  waiting {waiting:.3f}  host {host:.3f}  launch {launch:.3f} ms")
+
+
+if __name__ == "__main__":
+    main()
