@@ -44,7 +44,7 @@ bool on_device(const Tensors& tensors) {
   return std::none_of(tensors.begin(), tensors.end(), [](const auto& entry) { return entry.second.host; });
 }
 
-// A copy that changes nothing but the strides, on `device`; one of both is dense.
+// A copy to or from dense memory, on `device`.
 void move(backend::Device& device, const TensorView& from, const TensorView& to) {
   const auto order = graph::row_major(from.shape.size());
   if (from.numel() == 0) return;
@@ -64,7 +64,7 @@ struct Calls::Call {
   bool several = false;             // devices
   bool queued = false;              // all results are written in the order of the caller's stream
   PromptCache::Found prompt;
-  Tensors theirs_in, theirs_out;    // what the devices that are not at home read and write instead
+  Tensors theirs_in, theirs_out;    // in the relay: what the others read, and what all write where another writes
   Gate fed;
   std::deque<Gate> done;            // by device
 
@@ -247,24 +247,24 @@ void Calls::begin(Call& call, std::size_t d, backend::Device& device) {
   call.fed.open(queue.moment());
 }
 
-// The device at home waits for the others, also so that the next call may write to the relay, and writes the result. The caller's stream
-// waits for that: so nothing that it does later comes too early, and memory that the caller frees on it may be given away at once, for
-// whoever gets it uses it behind this call. An allocator that orders by streams, as torch's, needs to know no more.
+// The device at home waits for the others, also so that the next call may write to the relay, and hands on what they wrote there. The
+// caller's stream waits for that: so nothing that it does later comes too early, and memory that the caller frees on it may be given away
+// at once, for whoever gets it uses it behind this call. An allocator that orders by streams, as torch's, needs to know no more.
 void Calls::end(Call& call, std::size_t d, backend::Device& device) {
   auto& queue = *device.call_queue();
-  call.executor(d).write_outputs(device, d == *call.home ? call.outputs : call.theirs_out);
+  const auto& programs = call.compiled.programs;
+  bool others_write = false;
+  for (std::size_t other = 0; other < team_->size(); ++other) others_write |= other != *call.home && !programs[other].outputs.empty();
+  call.executor(d).write_outputs(device, others_write ? call.theirs_out : call.outputs);
   if (d != *call.home) return call.done[d].open(queue.moment());
-  for (std::size_t other = 0; other < team_->size(); ++other) {
-    if (other == d) continue;
-    queue.await(call.done[other].wait(*team_->abort()));
-    for (const auto& binding : call.compiled.programs[other].outputs) {
-      const TensorView &from = call.theirs_out.at(binding.name), &to = call.outputs.at(binding.name);
-      move(device, part_of(from, binding.box), part_of(to, binding.box));
-    }
-  }
+  for (std::size_t other = 0; other < team_->size(); ++other)
+    if (other != d) queue.await(call.done[other].wait(*team_->abort()));
   std::vector<TensorView> outputs;
-  for (const auto& [name, view] : call.outputs)
-    if (view.numel() > 0) outputs.push_back(view);
+  for (const auto& [name, view] : call.outputs) {
+    if (view.numel() == 0) continue;
+    if (others_write) move(device, call.theirs_out.at(name), view);
+    outputs.push_back(view);
+  }
   queue.end(state_, number_, faults_, outputs);
   queue.lead(call.stream());
 }

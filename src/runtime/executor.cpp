@@ -1,5 +1,6 @@
 #include "runtime/executor.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/error.h"
@@ -53,7 +54,15 @@ void Executor::record(backend::Device& device, const std::vector<Launch>& launch
       segment.recording = device.record([&] { run(device, launches, bound, segment); });
 }
 
+// The host takes its time to hand over each launch of a recording, and the device begins when it has all: so the first recording is a
+// short one, with which the device is busy while it is given the rest. It does not end between a fetch that runs aside and its reader.
 Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
+  constexpr std::size_t kFirst = 64;
+  std::vector<std::size_t> awaited(launches.size() + 1, launches.size());  // the first launch that one from here on waits for
+  for (std::size_t i = launches.size(); i-- > 0;) {
+    awaited[i] = awaited[i + 1];
+    for (auto fetch : launches[i].after) awaited[i] = std::min(awaited[i], fetch);
+  }
   Bound bound;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     const auto& launch = launches[i];
@@ -63,7 +72,8 @@ Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
     addresses.workspace = at(launch.workspace);
     bound.addresses.push_back(std::move(addresses));
     const bool on_host = launch.collective && !launch.collective->communicator->queues();
-    if (bound.segments.empty() || on_host || bound.segments.back().on_host) bound.segments.push_back({i, i, on_host, nullptr});
+    const bool full = bound.segments.size() == 1 && i >= kFirst && awaited[i] >= i;
+    if (bound.segments.empty() || full || on_host || bound.segments.back().on_host) bound.segments.push_back({i, i, on_host, nullptr});
     bound.segments.back().last = i + 1;
   }
   return bound;

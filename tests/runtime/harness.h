@@ -141,7 +141,9 @@ struct Fixture {
   std::shared_ptr<TestWeights> weights;
   std::unique_ptr<runtime::Engine> engine;
 
-  Fixture(const Graph& graph, runtime::EngineOptions options, DType stored = DType::f32) : weights(std::make_shared<TestWeights>(graph, stored)) {
+  Fixture(const Graph& graph, runtime::EngineOptions options, DType stored = DType::f32, bool queues = false)
+      : weights(std::make_shared<TestWeights>(graph, stored)) {
+    watch.queues = queues;
     options.open = [this](const backend::DeviceSpec& spec, int, int) { return std::make_unique<ReferenceDevice>(spec, watch); };
     engine = std::make_unique<runtime::Engine>(std::move(options), weights);
   }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <new>
@@ -15,6 +17,9 @@ namespace comfytp::test {
 /// Shared by the devices of one engine and the test.
 struct Watch {
   bool like_a_gpu = false;  ///< passes between heavy ops, a side queue that fetches are hoisted for
+  bool queues = false;      ///< calls can be queued; they run at once, but end at synchronize() alone
+  bool breaks = false;      ///< queued calls that end from now on have failed
+  std::vector<std::string> queue_log;  ///< "follow 0x1", "lead 0x1", "digest"
   std::atomic<std::int64_t> allocations{0}, kernels{0};
   std::atomic<std::int64_t> live_bytes[8] = {};
   std::atomic<std::int64_t> live_kernels{0};
@@ -22,9 +27,64 @@ struct Watch {
   std::function<void(const std::string& device, const graph::Node& node)> before_kernel;
 };
 
+/// A device's memory is the host's here, whatever the view says.
+inline TensorView on_host(TensorView view) {
+  view.host = true;
+  return view;
+}
+
+class ReferenceQueue final : public backend::CallQueue {
+ public:
+  explicit ReferenceQueue(Watch& watch) : watch_(watch) {}
+  bool here() const override { return false; }
+  void follow(void* theirs) override { watch_.queue_log.push_back(fmt::format("follow {}", theirs)); }
+  void lead(void* theirs) override { watch_.queue_log.push_back(fmt::format("lead {}", theirs)); }
+  void* moment() override { return this; }
+  void await(void* moment) override { require(moment && moment != this, "[test] a device waits for itself"); }
+  void* allocate_shared(std::int64_t bytes) override { return ::operator new(static_cast<std::size_t>(bytes)); }
+  void release_shared(void* memory) override { ::operator delete(memory); }
+  std::vector<backend::Digest> digest(const std::vector<TensorView>& tensors) override {
+    watch_.queue_log.push_back("digest");
+    std::vector<backend::Digest> digests;
+    for (const auto& tensor : tensors) {
+      const auto values = read(tensor);
+      backend::Digest digest{};
+      for (std::size_t i = 0; i < values.size(); ++i) digest[i % 2] = digest[i % 2] * 31 + std::bit_cast<std::uint64_t>(values[i]);
+      digests.push_back(digest);
+    }
+    return digests;
+  }
+  void end(backend::CallState* state, std::uint32_t number, const std::vector<const std::uint32_t*>&, const std::vector<TensorView>& outputs) override {
+    ends_.push_back([this, state, number, outputs] {
+      const bool failed = watch_.breaks || std::atomic_ref(state->cancelled).load() != 0;
+      for (const auto& output : outputs) {
+        auto values = read(output);
+        if (failed) std::fill(values.begin(), values.end(), NAN);
+        if (!failed && !std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); })) std::atomic_ref(state->not_finite) = 1;
+        copy(TensorView::dense(values.data(), DType::f64, output.shape), on_host(output));
+      }
+      if (failed) std::atomic_ref(state->failed) = 1;
+      std::atomic_ref(state->done) = number;
+    });
+  }
+  void run() {
+    for (const auto& end : ends_) end();
+    ends_.clear();
+  }
+
+ private:
+  static std::vector<double> read(const TensorView& view) {
+    std::vector<double> values(static_cast<std::size_t>(view.numel()));
+    copy(on_host(view), TensorView::dense(values.data(), DType::f64, view.shape));
+    return values;
+  }
+  Watch& watch_;
+  std::vector<std::function<void()>> ends_;
+};
+
 class ReferenceDevice final : public backend::HostDevice {
  public:
-  ReferenceDevice(backend::DeviceSpec spec, Watch& watch) : spec_(std::move(spec)), watch_(watch) {}
+  ReferenceDevice(backend::DeviceSpec spec, Watch& watch) : spec_(std::move(spec)), watch_(watch), queue_(watch) {}
   const backend::DeviceSpec& spec() const override { return spec_; }
   void attach() override {}
 
@@ -43,6 +103,8 @@ class ReferenceDevice final : public backend::HostDevice {
   }
   graph::Fusion fusion() const override { return watch_.like_a_gpu ? graph::Fusion::passes : graph::Fusion::epilogues; }
   void* side_queue() const override { return watch_.like_a_gpu ? &watch_ : nullptr; }
+  backend::CallQueue* call_queue() override { return watch_.queues ? &queue_ : nullptr; }
+  void synchronize() override { queue_.run(); }
   bool decodes(const graph::Node& node, std::size_t i) const override { return graph::is(node, "cast") || i == 1; }
   void expect_compute(DType dtype) const override { require(dtype == DType::f32, "[devices] {} computes in f32 only", spec_.name()); }
 
@@ -59,11 +121,11 @@ class ReferenceDevice final : public backend::HostDevice {
     watch_.live_bytes[spec_.index] -= bytes;
     ::operator delete(memory, std::align_val_t{64});
   }
-  void read(const TensorView& host, void* data, const graph::Type& type, const graph::Order& order) override {
-    copy(host, {data, type.dtype, type.shape, graph::strides_of(type.shape, order)});
+  void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override {
+    copy(on_host(outside), {data, type.dtype, type.shape, graph::strides_of(type.shape, order)});
   }
-  void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& host) override {
-    copy({const_cast<void*>(data), type.dtype, type.shape, graph::strides_of(type.shape, order)}, host);
+  void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override {
+    copy({const_cast<void*>(data), type.dtype, type.shape, graph::strides_of(type.shape, order)}, on_host(outside));
   }
 
  private:
@@ -122,6 +184,7 @@ class ReferenceDevice final : public backend::HostDevice {
 
   backend::DeviceSpec spec_;
   Watch& watch_;
+  ReferenceQueue queue_;
 };
 
 }  // namespace comfytp::test

@@ -1,0 +1,213 @@
+// Calls that are queued: the caller's tensors lie on a GPU, here on a reference device that says so.
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "harness.h"
+#include "runtime/compiled.h"
+
+namespace comfytp::test {
+namespace {
+
+using runtime::CallOptions;
+using Views = std::map<std::string, TensorView>;
+
+void* const kStream = reinterpret_cast<void*>(0x1);
+
+Views on_gpu(Views views, int ordinal) {
+  for (auto& [name, view] : views) view.host = false, view.ordinal = ordinal;
+  return views;
+}
+
+struct Queued : Fixture {
+  explicit Queued(const Graph& g, const std::string& mesh = "tensor=1") : Fixture(g, options_for(mesh), DType::f32, true), graph(g) {}
+  void call(const HostInputs& inputs, HostOutputs& outputs, const CallOptions& options = {kStream, {}}, int ordinal = 0) {
+    engine->run(*engine->compile(graph), on_gpu(inputs.views, ordinal), on_gpu(outputs.views, ordinal), options);
+  }
+  void call(const HostInputs& inputs, const CallOptions& options = {kStream, {}}) {
+    HostOutputs outputs(graph);
+    call(inputs, outputs, options);
+    engine->synchronize();
+  }
+  std::int64_t digests() const { return std::count(watch.queue_log.begin(), watch.queue_log.end(), "digest"); }
+  std::int64_t prologues() const { return engine->stats().prologues; }
+
+  const Graph& graph;
+};
+
+bool all_nan(const HostOutputs& outputs) {
+  return std::all_of(outputs.values.at("output").begin(), outputs.values.at("output").end(), [](float v) { return std::isnan(v); });
+}
+
+class Queues : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Meshes, Queues, ::testing::Values("tensor=1", "tensor=2", "patch=2", "batch=2", "batch=2,tensor=2"));
+
+TEST_P(Queues, TensorsOnAnyOfTheGpusGiveTheSame) {
+  const Graph g = small_unet();
+  Queued f(g, GetParam());
+  for (int ordinal = 0; ordinal < f.engine->options().plan.mesh.size(); ++ordinal)
+    for (std::uint64_t seed = 0; seed < 2; ++seed) {
+      const HostInputs inputs(g, seed);
+      HostOutputs outputs(g);
+      f.call(inputs, outputs, {kStream, {}}, ordinal);
+      f.engine->synchronize();
+      EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5) << ordinal;
+    }
+}
+
+TEST_P(Queues, SomeTensorsMayLieInTheHostsMemory) {
+  const Graph g = small_unet();
+  Queued f(g, GetParam());
+  const HostInputs inputs(g);
+  const auto expected = oracle(g, *f.weights, inputs);
+  for (const auto* name : {"x", "t", "context", "output"}) {
+    auto in = on_gpu(inputs.views, 0);
+    HostOutputs outputs(g);
+    auto out = on_gpu(outputs.views, 0);
+    auto& view = out.contains(name) ? out[name] : in[name];
+    view.host = true;
+    f.engine->run(*f.engine->compile(g), in, out, {kStream, {}});
+    if (!out.contains(name)) f.engine->synchronize();
+    EXPECT_LT(error_of(expected, outputs), 1e-5) << name;
+  }
+}
+
+TEST_P(Queues, AStridedResultIsWrittenWhereItLies) {
+  const Graph g = small_unet();
+  Queued f(g, GetParam());
+  const HostInputs inputs(g);
+  HostOutputs outputs(g);
+  const auto& dense = outputs.views["output"];
+  std::vector<float> memory(static_cast<std::size_t>(dense.numel()));
+  const TensorView target{memory.data(), DType::f32, dense.shape, graph::strides_of(dense.shape, graph::channels_last(4)), false};
+  f.engine->run(*f.engine->compile(g), on_gpu(inputs.views, 0), {{"output", target}}, {kStream, {}});
+  f.engine->synchronize();
+  copy(on_host(target), dense);
+  EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5);
+}
+
+TEST_P(Queues, AFailureAfterTheReturnIsToldOnceAndItsResultIsNan) {
+  const Graph g = small_unet();
+  Queued f(g, GetParam());
+  const HostInputs inputs(g);
+  f.call(inputs);
+  for (int how = 0; how < 3; ++how) {
+    HostOutputs outputs(g);
+    f.watch.breaks = true;
+    f.call(inputs, outputs);
+    if (how < 2) {
+      EXPECT_THROW(f.engine->synchronize(), Error);
+    } else {
+      f.engine->unload();  // waits, and keeps for later what it finds
+      EXPECT_THROW(f.engine->check(), Error);
+    }
+    f.watch.breaks = false;
+    EXPECT_TRUE(all_nan(outputs));
+    f.engine->check();
+    f.engine->synchronize();
+    EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
+  }
+  EXPECT_EQ(f.prologues(), 6) << "what the prompt's part left is not trusted either";
+}
+
+TEST(Queue, TheCallersStreamIsFollowedAndLed) {
+  const Graph g = small_unet();
+  Queued f(g);
+  const HostInputs inputs(g);
+  f.call(inputs, {kStream, {{"context", 1}}});
+  f.watch.queue_log.clear();
+  f.call(inputs, {kStream, {{"context", 1}}});
+  EXPECT_EQ(f.watch.queue_log, (std::vector<std::string>{"follow 0x1", "lead 0x1"}));
+}
+
+TEST(Queue, WithoutAStreamACallWaitsAndThrowsItself) {
+  const Graph g = small_unet();
+  Queued f(g);
+  const HostInputs inputs(g);
+  HostOutputs outputs(g);
+  f.call(inputs, outputs, {});
+  EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5);
+}
+
+TEST(Queue, PromptsWithNumbersAreNotLookedAt) {
+  const Graph g = small_unet();
+  Queued f(g);
+  const HostInputs a(g, 0), b(g, 1);
+  const auto numbered = [](std::uint64_t number) { return CallOptions{kStream, {{"context", number}}}; };
+  f.call(a, numbered(7));
+  EXPECT_EQ(f.digests(), 1);
+  f.call(a, numbered(7));
+  EXPECT_EQ(f.digests(), 1) << "known by its number";
+  f.call(b, numbered(8));
+  EXPECT_EQ(f.prologues(), 2);
+  f.call(a, numbered(7));
+  f.call(b, numbered(8));
+  EXPECT_EQ(f.digests(), 2) << "both are kept";
+  f.call(a, numbered(9));
+  EXPECT_EQ(f.digests(), 3);
+  f.call(a, numbered(9));
+  EXPECT_EQ(f.digests(), 3) << "another number for a known content";
+  f.call(a);
+  EXPECT_EQ(f.digests(), 4) << "no number";
+  EXPECT_EQ(f.prologues(), 2);
+}
+
+TEST(Queue, CancelMakesWhatIsQueuedNanAndIsToldOnce) {
+  const Graph g = small_unet();
+  Queued f(g);
+  const HostInputs inputs(g);
+  f.call(inputs);
+  f.engine->cancel();  // of nothing
+  f.call(inputs);
+  HostOutputs outputs(g);
+  f.call(inputs, outputs);
+  f.engine->cancel();
+  const auto compiled = f.engine->compile(g);
+  EXPECT_THROW(f.engine->run(*compiled, inputs.views, outputs.views), Cancelled);
+  EXPECT_TRUE(all_nan(outputs));
+  EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
+}
+
+TEST(Queue, WhatIsNotFiniteIsNoted) {
+  const Graph g = small_unet();
+  Queued f(g);
+  HostInputs inputs(g);
+  f.call(inputs);
+  EXPECT_FALSE(f.engine->take_not_finite());
+  inputs.values["x"][3] = INFINITY;
+  f.call(inputs);
+  EXPECT_TRUE(f.engine->take_not_finite());
+  EXPECT_FALSE(f.engine->take_not_finite());
+  HostOutputs outputs(g);
+  f.engine->run(*f.engine->compile(g), inputs.views, outputs.views);
+  EXPECT_TRUE(f.engine->take_not_finite()) << "in the host's memory";
+}
+
+std::string refusal(Queued& f, const Views& in, const Views& out) {
+  try {
+    f.engine->run(*f.engine->compile(f.graph), in, out, {kStream, {}});
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(Queue, TensorsOnOtherGpusAreRefused) {
+  const Graph g = small_unet();
+  Queued f(g, "tensor=2");
+  const HostInputs inputs(g);
+  HostOutputs outputs(g);
+  EXPECT_EQ(refusal(f, on_gpu(inputs.views, 5), on_gpu(outputs.views, 5)),
+            "[run] expected 'context' in host memory or on one of the engine's GPUs (0, 1) but got it on GPU 5");
+  EXPECT_EQ(refusal(f, on_gpu(inputs.views, 0), on_gpu(outputs.views, 1)),
+            "[run] expected all tensors that are on a GPU on the same but got 'context' on 0 and 'output' on 1");
+  Fixture host(g, options_for("tensor=2"));
+  try {
+    host.engine->run(*host.engine->compile(g), on_gpu(inputs.views, 0), outputs.views);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "[run] expected 'context' in host memory, as the engine does not run on GPUs, but got it on GPU 0");
+  }
+}
+
+}  // namespace
+}  // namespace comfytp::test
