@@ -1,5 +1,6 @@
 """The caller's arrays: results in the kind that it brought, and calls in the order of its stream, without importing anybody's library."""
 
+import functools
 import itertools
 import sys
 import warnings
@@ -21,11 +22,15 @@ def empty_like_kind(kind: Any, shape: tuple[int, ...], dtype: str) -> Any:
     if dtype.startswith("f8") or (library == "numpy" and dtype == "bf16"):
         dtype = "f32"
     if library == "torch" and kind.is_cuda:
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=torch.from_dlpack(_core.empty((1,), dtype)).dtype, device=kind.device)
+        return sys.modules["torch"].empty(shape, dtype=_torch_dtype(dtype), device=kind.device)
     array = _core.empty(shape, dtype)
     from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
     return from_dlpack(array) if from_dlpack else array
+
+
+@functools.cache
+def _torch_dtype(dtype: str) -> Any:
+    return sys.modules["torch"].from_dlpack(_core.empty((1,), dtype)).dtype
 
 
 class Queue:
@@ -84,7 +89,8 @@ class Contents:
 
 def on_gpu(array: Any) -> bool:
     """A torch tensor on a CUDA device."""
-    return type(array).__module__.partition(".")[0] == "torch" and array.is_cuda
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor) and array.is_cuda
 
 
 def warn_unless_finite(not_finite: bool) -> None:

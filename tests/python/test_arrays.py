@@ -8,6 +8,7 @@ import torch
 from unets import make_call, make_unet, relative_error
 
 import comfytp
+from comfytp._arrays import Contents
 
 COUNT = 6 * 8
 
@@ -286,3 +287,25 @@ def test_a_second_openmp_in_the_process_does_no_harm():
     comfytp.Engine(affine(), {"w": WEIGHT}, "cpu:0,cpu:1")(x=VALUES)
     assert torch.get_num_threads() == threads
     assert torch.equal(x @ x, before)
+
+
+def test_a_tensors_number_changes_with_every_write_that_torch_counts():
+    contents = Contents()
+    x = torch.zeros(4, 4)
+    first = contents.number(x)
+    assert first == contents.number(x) != 0
+    numbers = {first}
+    for write in (lambda: x.add_(1), lambda: x[0].zero_(), lambda: x.copy_(torch.ones(4, 4)), lambda: setattr(x, "data", torch.ones(4, 4))):
+        write()
+        numbers.add(contents.number(x))
+    assert len(numbers) == 5
+    assert contents.number(x.clone()) not in numbers, "another tensor of equal content"
+    with torch.inference_mode():
+        assert contents.number(torch.zeros(2)) == 0
+
+
+def test_numbers_of_tensors_that_are_gone_are_not_given_again():
+    contents = Contents()
+    numbers = [contents.number(torch.zeros(2)) for _ in range(50)]  # the next lies where the last did
+    assert len(set(numbers)) == 50
+    assert not contents._known
