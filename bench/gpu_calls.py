@@ -40,9 +40,9 @@ def main():
         def __init__(self, engine):
             self.engine = engine
 
-        def run(self, *arguments):
+        def run(self, *arguments, **order):
             start = time.perf_counter()
-            result = self.engine.run(*arguments)
+            result = self.engine.run(*arguments, **order)
             core_seconds.append(time.perf_counter() - start)
             return result
 

@@ -46,15 +46,15 @@ class Queue:
     def run(
         self, run: Callable[..., bool], inputs: Mapping[str, Any], outputs: Mapping[str, Any], owners: Mapping[str, Any] | None = None
     ) -> None:
-        """run(stream, contents) makes the call with these. owners: the tensors that the caller holds, where `inputs` are views of
+        """run(stream=…, contents=…), or run(), makes the call. owners: the tensors that the caller holds, where `inputs` are views of
         them."""
         place = next((array.device for array in (*inputs.values(), *outputs.values()) if on_gpu(array)), None)
         if place is None:
-            return warn_unless_finite(run(None, {}))
+            return warn_unless_finite(run())
         cuda = sys.modules["torch"].cuda
         contents = {name: self._contents.number(array) for name, array in (owners or inputs).items() if on_gpu(array)}
         with cuda.device(place):  # DLPack wants it so; and where it is current already, the engine needs no other thread
-            warn_unless_finite(run(cuda.current_stream().cuda_stream, contents))
+            warn_unless_finite(run(stream=cuda.current_stream().cuda_stream, contents=contents))
 
 
 class Contents:

@@ -75,7 +75,7 @@ class Denoiser:
         if len(shape) != 4:
             raise _core.Error(f"[denoiser] expected x of shape [N,C,H,W] but got {list(shape)}")
         output = empty_like_kind(x, (shape[0], self._info["out_channels"], *shape[2:]), _core.dtype_of(x))
-        self._queue.run(lambda stream, contents: self._core.run(inputs, output, stream, contents), inputs, {"output": output})
+        self._queue.run(lambda **order: self._core.run(inputs, output, **order), inputs, {"output": output})
         return output
 
     def check(self) -> None:

@@ -72,7 +72,7 @@ class Engine:
         for name, (dtype, shape) in self._outputs.items():
             if name not in results:
                 results[name] = empty_like_kind(kind, shape, dtype)
-        self._queue.run(lambda stream, contents: self._core.run(inputs, results, stream, contents), inputs, results)
+        self._queue.run(lambda **order: self._core.run(inputs, results, **order), inputs, results)
         return results
 
     def check(self) -> None:

@@ -129,7 +129,7 @@ void bind_denoiser(nb::module_& m) {
   nb::class_<Denoiser>(m, "Denoiser")
       .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, Size, Size, double>(), "weights"_a,
            "devices"_a, "mesh"_a, "placement"_a, "compute"_a, "heads"_a.none(), "head_dim"_a.none(), "timeout"_a)
-      .def("run", &Denoiser::run, "inputs"_a, "output"_a, "stream"_a.none(), "contents"_a)
+      .def("run", &Denoiser::run, "inputs"_a, "output"_a, "stream"_a = nb::none(), "contents"_a = Contents())
       .def("check", &Denoiser::check)
       .def("synchronize", &Denoiser::synchronize)
       .def(

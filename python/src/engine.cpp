@@ -144,7 +144,7 @@ void bind_engine(nb::module_& m) {
            "devices"_a, "mesh"_a, "placement"_a, "timeout"_a)
       .def("load", &Engine::load)
       .def("unload", &Engine::unload)
-      .def("run", &Engine::run, "inputs"_a, "outputs"_a, "stream"_a.none(), "contents"_a)
+      .def("run", &Engine::run, "inputs"_a, "outputs"_a, "stream"_a = nb::none(), "contents"_a = Contents())
       .def("check", &Engine::check)
       .def("synchronize", &Engine::synchronize)
       .def("cancel", &Engine::cancel)

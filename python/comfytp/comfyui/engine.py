@@ -58,12 +58,12 @@ class Engine:
                 best, least = compiled, cost
         return best
 
-    def run(self, compiled: Any, inputs: Any, outputs: Any, _: Any = None, stream: Any = None, contents: Any = {}) -> bool:  # noqa: B006
+    def run(self, compiled: Any, inputs: Any, outputs: Any, **order: Any) -> bool:
         """As _core.Programs.run. Raises ShapesDiffer where a callout's function does."""
         watch = _Watch(self.programs)
         watch()  # a call that is only queued asks no more
         if not isinstance(compiled, Segments):
-            return self.programs.run(compiled, inputs, outputs, watch, stream, contents)
+            return self.programs.run(compiled, inputs, outputs, watch, **order)
         device = callouts.device_of(self.live.options)
 
         def call(site: callouts.Site, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -73,7 +73,7 @@ class Engine:
         not_finite = []
 
         def run(part: Any, given: Any, results: Any) -> None:
-            not_finite.append(self.programs.run(part, given, results, watch, stream, contents))
+            not_finite.append(self.programs.run(part, given, results, watch, **order))
 
         compiled.run(run, inputs, outputs, call)
         return any(not_finite)

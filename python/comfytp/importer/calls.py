@@ -144,7 +144,7 @@ class Calls:
                 output = result
             leaves.append(output)
         inputs = {name: _outside(tensor, place) for name, tensor in owners.items()}
-        self._queue.run(lambda *order: engine.run(ready.compiled, inputs, outputs, None, *order), inputs, outputs, owners)
+        self._queue.run(lambda **order: engine.run(ready.compiled, inputs, outputs, **order), inputs, outputs, owners)
         self.stats.engine_calls += 1
         self.last = ready
         leaves = [leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
