@@ -32,7 +32,8 @@ def main():
     def noise(*shape):
         return torch.randn(*shape, device="cuda", dtype=torch.half)
 
-    x, steps, context = noise(batch, info["in_channels"], side, side), torch.full((batch,), 500.0, device="cuda"), noise(batch, 77, info["context_dim"])
+    x, context = noise(batch, info["in_channels"], side, side), noise(batch, 77, info["context_dim"])
+    steps = torch.full((batch,), 500.0, device="cuda")
     y = noise(batch, info["label_dim"]) if info["label_dim"] else None
     core_seconds = []
 

@@ -67,7 +67,9 @@ class Denoiser {
     const auto out = arrays.write(output, "output 'output'");
     const auto options = call_options(stream, std::move(contents));
     const auto program = compile_of(in);
-    return run_call(denoiser_->engine(), *program, {{"output", out}}, options, [&] { denoiser_->engine().run(*program, in, {{"output", out}}, options); },
+    auto& engine = denoiser_->engine();
+    const Views outputs = {{"output", out}};
+    return run_call(engine, *program, outputs, options, [&] { engine.run(*program, in, outputs, options); },
                     [&](const auto& work) { run_interruptible(work, [&] { cancel(); }); });
   }
   void check() {

@@ -99,7 +99,8 @@ void Calls::settle() {
 bool Calls::pending() const { return state_ && load(state_->done) != number_; }
 bool Calls::cancelled() const { return state_ && load(state_->cancelled) != 0; }
 bool Calls::failed() const {
-  return state_ && (cancelled() || load(state_->failed) || std::any_of(faults_.begin(), faults_.end(), [](const auto* word) { return load(*word) != 0; }));
+  const auto set = [](const std::uint32_t* word) { return load(*word) != 0; };
+  return state_ && (cancelled() || set(&state_->failed) || std::any_of(faults_.begin(), faults_.end(), set));
 }
 void Calls::cancel() {
   if (state_) store(state_->cancelled, 1);
@@ -121,11 +122,13 @@ std::optional<std::size_t> Calls::home_of(const Tensors& inputs, const Tensors& 
     for (const auto& entry : *tensors) {
       if (entry.second.host) continue;
       if (!first) first = &entry;
-      require(entry.second.ordinal == first->second.ordinal, "[run] expected all tensors that are on a GPU on the same but got '{}' on {} and '{}' on {}",
-              first->first, first->second.ordinal, entry.first, entry.second.ordinal);
+      require(entry.second.ordinal == first->second.ordinal,
+              "[run] expected all tensors that are on a GPU on the same but got '{}' on {} and '{}' on {}", first->first, first->second.ordinal,
+              entry.first, entry.second.ordinal);
     }
   if (!first) return std::nullopt;
-  require(state_, "[run] expected '{}' in host memory, as the engine does not run on GPUs, but got it on GPU {}", first->first, first->second.ordinal);
+  require(state_, "[run] expected '{}' in host memory, as the engine does not run on GPUs, but got it on GPU {}", first->first,
+          first->second.ordinal);
   const auto found = std::find(ordinals_.begin(), ordinals_.end(), first->second.ordinal);
   require(found != ordinals_.end(), "[run] expected '{}' in host memory or on one of the engine's GPUs ({}) but got it on GPU {}", first->first,
           fmt::join(ordinals_, ", "), first->second.ordinal);
@@ -214,11 +217,12 @@ bool Calls::run(Compiled& compiled, const Residency& residency, const Tensors& i
     });
   } catch (...) {
     const auto failure = std::current_exception();
-    if (call.queued) try {
-        settle();
-      } catch (const std::exception&) {  // of the same
-      }
-    if (call.queued) store(state_->done, number_);  // nobody else will
+    if (!call.queued) throw;
+    try {
+      settle();
+    } catch (const std::exception&) {  // of the same
+    }
+    store(state_->done, number_);  // nobody else will
     std::rethrow_exception(failure);
   }
   compiled.prompts.confirm(call.prompt.slot);

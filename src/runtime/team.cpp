@@ -137,8 +137,8 @@ void Team::run(const Job& job, std::size_t first, std::size_t last, const std::f
   }
   if (queues_) {  // done in less time than it takes to be woken, where nothing is waited for
     lock.unlock();
-    constexpr std::chrono::microseconds kSpin{200};
-    for (const auto start = std::chrono::steady_clock::now(); busy_ > 0 && std::chrono::steady_clock::now() - start < kSpin;) std::this_thread::yield();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    while (busy_ > 0 && std::chrono::steady_clock::now() < until) std::this_thread::yield();
     lock.lock();
   }
   done_.wait(lock, all_done);

@@ -54,7 +54,8 @@ class ReferenceQueue final : public backend::CallQueue {
     }
     return digests;
   }
-  void end(backend::CallState* state, std::uint32_t number, const std::vector<const std::uint32_t*>&, const std::vector<TensorView>& outputs) override {
+  void end(backend::CallState* state, std::uint32_t number, const std::vector<const std::uint32_t*>&,
+           const std::vector<TensorView>& outputs) override {
     ends_.push_back([this, state, number, outputs] {
       const bool failed = watch_.breaks || std::atomic_ref(state->cancelled).load() != 0;
       for (const auto& output : outputs) {

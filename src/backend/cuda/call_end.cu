@@ -47,9 +47,11 @@ __global__ void __launch_bounds__(kThreads) digest(StridedCopy c, const Word* da
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) end(StridedCopy c, T* data, std::int64_t count, const __grid_constant__ Faults faults, CallState* state) {
+__global__ void __launch_bounds__(kThreads) end(StridedCopy c, T* data, std::int64_t count, const __grid_constant__ Faults faults,
+                                                CallState* state) {
   bool failed = threadIdx.x == 0 && *static_cast<volatile std::uint32_t*>(&state->cancelled) != 0;
-  for (int f = static_cast<int>(threadIdx.x); f < faults.count; f += kThreads) failed |= *static_cast<const volatile std::uint32_t*>(faults.words[f]) != 0;
+  for (int f = static_cast<int>(threadIdx.x); f < faults.count; f += kThreads)
+    failed |= *static_cast<const volatile std::uint32_t*>(faults.words[f]) != 0;
   failed = __syncthreads_or(failed) != 0;
   bool bad = false;
   for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < count; i += std::int64_t{gridDim.x} * kThreads) {
@@ -77,7 +79,8 @@ std::int64_t count_of(const StridedCopy& c) {
 
 cudaError_t launch_digest(const StridedCopy& tensor, const void* data, void* partial, cudaStream_t stream) {
   const auto start = [&](auto word) {
-    digest<<<kDigestBlocks, kThreads, 0, stream>>>(tensor, static_cast<const decltype(word)*>(data), count_of(tensor), static_cast<ulonglong2*>(partial));
+    const auto* words = static_cast<const decltype(word)*>(data);
+    digest<<<kDigestBlocks, kThreads, 0, stream>>>(tensor, words, count_of(tensor), static_cast<ulonglong2*>(partial));
   };
   switch (size_of(tensor.source)) {
     case 8: start(std::uint64_t{}); break;

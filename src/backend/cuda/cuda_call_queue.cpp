@@ -37,7 +37,9 @@ void* CudaCallQueue::moment() {
   return moment_;
 }
 
-void CudaCallQueue::await(void* moment) { check(cudaStreamWaitEvent(context_.stream, static_cast<cudaEvent_t>(moment)), "waiting for another device"); }
+void CudaCallQueue::await(void* moment) {
+  check(cudaStreamWaitEvent(context_.stream, static_cast<cudaEvent_t>(moment)), "waiting for another device");
+}
 
 void* CudaCallQueue::allocate_shared(std::int64_t bytes) {
   void* memory = nullptr;
@@ -52,9 +54,8 @@ std::vector<Digest> CudaCallQueue::digest(const std::vector<TensorView>& tensors
   auto* partial = digests_.reserve(each * static_cast<std::int64_t>(tensors.size()));
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const auto& t = tensors[i];
-    const auto dense = row_major_strides(t.shape);
-    check(launch_digest(plan_copy(t.shape, t.dtype, t.strides, t.dtype, dense), t.data, partial + static_cast<std::int64_t>(i) * each, context_.stream),
-          "comparing a prompt");
+    const auto elements = plan_copy(t.shape, t.dtype, t.strides, t.dtype, row_major_strides(t.shape));
+    check(launch_digest(elements, t.data, partial + static_cast<std::int64_t>(i) * each, context_.stream), "comparing a prompt");
   }
   check(cudaStreamSynchronize(context_.stream), "running");
   std::vector<Digest> digests(tensors.size());
@@ -65,7 +66,8 @@ std::vector<Digest> CudaCallQueue::digest(const std::vector<TensorView>& tensors
   return digests;
 }
 
-void CudaCallQueue::end(CallState* state, std::uint32_t number, const std::vector<const std::uint32_t*>& faults, const std::vector<TensorView>& outputs) {
+void CudaCallQueue::end(CallState* state, std::uint32_t number, const std::vector<const std::uint32_t*>& faults,
+                        const std::vector<TensorView>& outputs) {
   Faults all;
   require(faults.size() <= kMostFaults, "[run] expected at most {} ends of groups but got {}", kMostFaults, faults.size());
   for (const auto* word : faults) all.words[all.count++] = word;

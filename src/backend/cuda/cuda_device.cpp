@@ -186,8 +186,10 @@ char* CudaDevice::stage(std::int64_t bytes) {
 void CudaDevice::read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) {
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   const auto strides = graph::strides_of(type.shape, order);
-  if (!outside.host)
-    return check(launch_copy(plan_copy(type.shape, outside.dtype, outside.strides, type.dtype, strides), outside.data, data, context_.stream), "copying");
+  if (!outside.host) {
+    const auto plan = plan_copy(type.shape, outside.dtype, outside.strides, type.dtype, strides);
+    return check(launch_copy(plan, outside.data, data, context_.stream), "copying");
+  }
   char* staged = stage(outside.bytes());
   const auto dense = TensorView::dense(staged, outside.dtype, outside.shape);
   copy(outside, dense);
@@ -199,8 +201,10 @@ void CudaDevice::read(const TensorView& outside, void* data, const graph::Type& 
 void CudaDevice::write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) {
   require(outside.shape == type.shape, "[copy] expected shape {} but got {}", to_string(type.shape), to_string(outside.shape));
   const auto strides = graph::strides_of(type.shape, order);
-  if (!outside.host)
-    return check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, outside.strides), data, outside.data, context_.stream), "copying");
+  if (!outside.host) {
+    const auto plan = plan_copy(type.shape, type.dtype, strides, outside.dtype, outside.strides);
+    return check(launch_copy(plan, data, outside.data, context_.stream), "copying");
+  }
   char* staged = stage(outside.bytes());
   check(launch_copy(plan_copy(type.shape, type.dtype, strides, outside.dtype, row_major_strides(type.shape)), data, staged, context_.stream),
         "copying from the device");
