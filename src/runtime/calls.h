@@ -57,7 +57,7 @@ class Calls {
   std::vector<int> ordinals_;                   // by device
   std::vector<const std::uint32_t*> faults_;
   backend::CallState* state_ = nullptr;         // null where calls cannot be queued
-  std::uint32_t number_ = 0;                    // of the last call that was queued
+  std::atomic<std::uint32_t> number_ = 0;       // of the last call that was queued
   std::atomic<bool> not_finite_ = false;        // of results in the host's memory
   char* relay_ = nullptr;
   std::int64_t relay_bytes_ = 0;

@@ -2,21 +2,13 @@
 
 #include <fmt/ranges.h>
 
-#include <algorithm>
 #include <chrono>
 #include <mutex>
 
 #include "base/error.h"
-#include "comm/device_group.h"
-#include "graph/rewrites.h"
 #include "graph/text.h"
-#include "runtime/calls.h"
 #include "runtime/collectives.h"
-#include "runtime/compiled.h"
-#include "runtime/executor.h"
-#include "runtime/lowering.h"
-#include "runtime/residency.h"
-#include "sharding/strategy.h"
+#include "runtime/engine_state.h"
 
 namespace comfytp::runtime {
 
@@ -24,18 +16,6 @@ using Tensors = std::map<std::string, TensorView>;
 using Types = std::map<std::string, graph::Type>;
 
 namespace {
-
-std::shared_ptr<Team> open_team(const EngineOptions& options) {
-  planner::check(options.plan);
-  const auto& specs = options.plan.devices;
-  const auto count = static_cast<int>(specs.size());
-  std::vector<std::unique_ptr<backend::Device>> devices;
-  for (int i = 0; i < count; ++i) {
-    const auto& spec = specs[static_cast<std::size_t>(i)];
-    devices.push_back(options.open ? options.open(spec, i, count) : backend::open_device(spec, i, count));
-  }
-  return std::make_shared<Team>(std::move(devices));
-}
 
 // `what` is "input" or "output".
 void check_tensors(const std::string& what, const Types& expected, const Tensors& given) {
@@ -56,129 +36,7 @@ void check_tensors(const std::string& what, const Types& expected, const Tensors
   }
 }
 
-// Leaves what this device hands over, with the part of the whole that it is.
-void set_outputs(Program& program, const sharding::Partition& partition, std::size_t device) {
-  std::erase_if(program.outputs, [&](const Binding& b) { return !partition.outputs.at(b.name)[device].writes; });
-  for (auto& binding : program.outputs) binding.box = partition.outputs.at(binding.name)[device].box;
-}
-
 }  // namespace
-
-struct Engine::State {
-  State(EngineOptions o, std::shared_ptr<const weights::Source> source)
-      : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)), queue(team) {
-    stats.collective_seconds.resize(team->size());
-    ranks.resize(team->size());
-    side_ranks.resize(team->size());
-    team->run([&](std::size_t d, backend::Device& device) {
-      ranks[d] = {device.spec().name(), device.spec().index, device.queue()};
-      side_ranks[d] = {device.spec().name(), device.spec().index, device.side_queue()};
-    });
-    measure();
-  }
-
-  // One public call at a time; cancel() reaches it from outside.
-  class Call {
-   public:
-    explicit Call(State& state) : state_(state), lock_(state.calls) {
-      state_.collect();
-      std::lock_guard running(state_.running_mutex);
-      state_.team->abort()->reset();
-      state_.running = true;
-    }
-    ~Call() {
-      std::lock_guard running(state_.running_mutex);
-      state_.running = false;
-    }
-
-   private:
-    State& state_;
-    std::lock_guard<std::mutex> lock_;
-  };
-
-  void collect();
-  void settle();
-  void report_failure();
-  void measure() {
-    const auto weights = residency.weight_bytes(), activations = residency.activation_bytes();
-    std::lock_guard lock(stats_mutex);
-    stats.allocated_weight_bytes = weights;
-    stats.allocated_activation_bytes = activations;
-  }
-
-  std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
-  std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
-  void connect(Program& program);
-  void load(Compiled& compiled);
-  void run(Compiled& compiled, const Tensors& inputs, const Tensors& outputs, const CallOptions& options);
-
-  const EngineOptions options;
-  const std::shared_ptr<Team> team;
-  Residency residency;
-  std::vector<comm::DeviceRank> ranks;  // by device
-  std::vector<comm::DeviceRank> side_ranks;  // the same with their side queues
-  // By the devices' numbers, and whether they run on the side queues.
-  std::map<std::pair<std::vector<std::int64_t>, bool>, std::vector<std::unique_ptr<comm::Communicator>>> groups;
-
-  Calls queue;
-  std::exception_ptr failure;  // of a queued call, to be told
-
-  std::mutex calls, running_mutex;
-  bool running = false;
-  mutable std::mutex stats_mutex;
-  EngineStats stats;
-};
-
-std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text) {
-  Types inputs, outputs;
-  std::vector<std::string> prompt_inputs;
-  for (const auto* node : graph.all("input")) {
-    const auto& name = node->attrs.text("name");
-    inputs[name] = graph.type(node->outputs[0]);
-    if (node->attrs.text_or("varies", "call") == "prompt") prompt_inputs.push_back(name);
-  }
-  for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
-
-  const auto normalised = graph::normalise(graph);
-  auto decision = sharding::decide(normalised, mesh);
-  const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
-  auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);
-  compiled->inputs = std::move(inputs);
-  compiled->outputs = std::move(outputs);
-  compiled->prompt_inputs = std::move(prompt_inputs);
-  compiled->partition = sharding::partition(normalised, mesh, decision.assignment, options.plan.placement);
-  compiled->notes = std::move(decision.notes);
-  compiled->notes.insert(compiled->notes.end(), compiled->partition.notes.begin(), compiled->partition.notes.end());
-  team->run([&](std::size_t d, backend::Device& device) {
-    compiled->programs[d] = lower(compiled->partition.devices[d], device, residency.weights(d));
-    set_outputs(compiled->programs[d], compiled->partition, d);
-  });
-  for (auto& program : compiled->programs) connect(program);
-  for (std::size_t d = 0; d < team->size(); ++d)
-    for (int slot = 0; slot < slots; ++slot) compiled->executors[d].push_back(std::make_unique<Executor>(compiled->programs[d]));
-  std::lock_guard lock(stats_mutex);
-  ++stats.programs_built;
-  return compiled;
-}
-
-// Gives every collective this device's end of its group.
-void Engine::State::connect(Program& program) {
-  for (auto* launches : {&program.prologue, &program.step})
-    for (auto& launch : *launches) {
-      if (!launch.collective) continue;
-      const auto& attrs = launch.collective->node->attrs;
-      const auto& devices = attrs.ints("group");
-      auto& group = groups[{devices, launch.aside}];
-      if (group.empty()) {
-        std::vector<comm::DeviceRank> members;
-        for (auto d : devices) members.push_back((launch.aside ? side_ranks : ranks).at(static_cast<std::size_t>(d)));
-        group = comm::device_group(members, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
-        for (const auto& end : group)
-          if (const auto* fault = end->fault()) queue.watch(fault);
-      }
-      launch.collective->communicator = group.at(static_cast<std::size_t>(attrs.integer("rank"))).get();
-    }
-}
 
 void Engine::State::load(Compiled& compiled) {
   if (residency.loaded(compiled)) return;
@@ -198,7 +56,6 @@ void Engine::State::load(Compiled& compiled) {
   stats.load_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Keeps what a queued call has met, and makes the devices ready for others.
 void Engine::State::collect() {
   if (!queue.failed()) return;
   try {
@@ -243,18 +100,6 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
 Engine::Engine(EngineOptions options, std::shared_ptr<const weights::Source> weights)
     : state_(std::make_unique<State>(std::move(options), std::move(weights))) {}
 Engine::~Engine() = default;
-
-std::shared_ptr<Compiled> Engine::State::compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text) {
-  Call call(*this);
-  auto compiled = residency.find(text);
-  if (!compiled) {
-    settle();
-    compiled = build(graph, mesh, text);
-    residency.use(compiled);
-    measure();
-  }
-  return compiled;
-}
 
 std::shared_ptr<Compiled> Engine::compile(const graph::Graph& graph) {
   return state_->compile(graph, state_->options.plan.mesh, graph::to_text(graph));
@@ -347,7 +192,7 @@ std::vector<StepProfile> Engine::profile(Compiled& compiled) {
 
 void Engine::cancel() {
   std::lock_guard lock(state_->running_mutex);
-  const bool queued = !state_->running && state_->queue.pending();
+  const bool queued = state_->queue.pending();
   if (queued) state_->queue.cancel();
   if (queued || state_->running) state_->team->abort()->raise(comm::Abort::Kind::cancelled, "cancelled by the caller");
 }

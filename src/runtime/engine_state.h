@@ -1,0 +1,71 @@
+// What an engine is made of. For the engine's own files.
+#pragma once
+
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/device_group.h"
+#include "runtime/calls.h"
+#include "runtime/engine.h"
+#include "runtime/residency.h"
+
+namespace comfytp::runtime {
+
+struct Engine::State {
+  State(EngineOptions o, std::shared_ptr<const weights::Source> source);
+
+  // One public call at a time; cancel() reaches it from outside.
+  class Call {
+   public:
+    explicit Call(State& state) : state_(state), lock_(state.calls) {
+      state_.collect();
+      std::lock_guard running(state_.running_mutex);
+      state_.team->abort()->reset();
+      state_.running = true;
+    }
+    ~Call() {
+      std::lock_guard running(state_.running_mutex);
+      state_.running = false;
+    }
+
+   private:
+    State& state_;
+    std::lock_guard<std::mutex> lock_;
+  };
+
+  /// Keeps what a queued call has met, and makes the devices ready for others; settle() waits for all that are queued before.
+  void collect();
+  void settle();
+  /// Throws what was kept.
+  void report_failure();
+  void measure();
+
+  std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
+  std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
+  void connect(Program& program);
+  void load(Compiled& compiled);
+  void run(Compiled& compiled, const Calls::Tensors& inputs, const Calls::Tensors& outputs, const CallOptions& options);
+
+  const EngineOptions options;
+  const std::shared_ptr<Team> team;
+  Residency residency;
+  std::vector<comm::DeviceRank> ranks;       // by device
+  std::vector<comm::DeviceRank> side_ranks;  // the same with their side queues
+  // By the devices' numbers, and whether they run on the side queues.
+  std::map<std::pair<std::vector<std::int64_t>, bool>, std::vector<std::unique_ptr<comm::Communicator>>> groups;
+
+  Calls queue;
+  std::exception_ptr failure;  // of a queued call, to be told
+
+  std::mutex calls, running_mutex;
+  bool running = false;
+  mutable std::mutex stats_mutex;
+  EngineStats stats;
+};
+
+}  // namespace comfytp::runtime
