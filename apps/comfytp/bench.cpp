@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "commands.h"
 #include "interrupt.h"
 #include "options.h"
@@ -24,7 +26,49 @@ struct Options {
   CallOptions call;
   int runs = 5, warmup = 1;
   bool json = false, profile = false;
+  std::optional<std::string> rank_only, link;
 };
+
+// --rank-only R/N.
+struct OnlyRank {
+  std::size_t rank = 0, ranks = 1;
+};
+
+std::optional<OnlyRank> only_rank_from(const std::optional<std::string>& text) {
+  if (!text) return std::nullopt;
+  OnlyRank only;
+  const char *at = text->data(), *end = at + text->size();
+  const auto rank = std::from_chars(at, end, only.rank);
+  const bool slash = rank.ec == std::errc() && rank.ptr != end && *rank.ptr == '/';
+  const auto ranks = slash ? std::from_chars(rank.ptr + 1, end, only.ranks) : rank;
+  require(slash && ranks.ec == std::errc() && ranks.ptr == end && only.rank < only.ranks && only.ranks <= 1024,
+          "[rank-only] expected a rank and how many there are, as in 0/2, but got '{}'", *text);
+  return only;
+}
+
+// What the device itself did for how much of the step: it computes when it neither waits nor moves anything.
+ordered_json timeline_of(const runtime::StepProfile& profile, bool print) {
+  std::vector<std::vector<std::string>> rows = {{"of the step", "count", "ms", "share"}};
+  ordered_json json = ordered_json::array();
+  double computing = profile.seconds;
+  const auto add = [&](const std::string& what, std::int64_t count, double seconds) {
+    json.push_back({{"what", what}, {"count", count}, {"seconds", seconds}, {"share", seconds / profile.seconds}});
+    rows.push_back({what, count ? count_text(count) : "", fmt::format("{:.3f}", seconds * 1e3), percent_text(seconds, profile.seconds)});
+  };
+  for (const auto& [kind, spent] : profile.exchanges) {
+    const bool beside = kind == "fetch_weight";
+    if (!beside) computing -= spent.waiting_seconds + spent.moving_seconds;
+    add(kind + (beside ? " waits, beside the rest" : " waits"), spent.calls, spent.waiting_seconds);
+    add(kind + (beside ? " moves, beside the rest" : " moves"), spent.calls, spent.moving_seconds);
+  }
+  if (profile.host_exchange_seconds > 0) add("exchanges on the host", 0, profile.host_exchange_seconds);
+  add("computes", 0, std::max(computing - profile.host_exchange_seconds, 0.0));
+  if (print) {
+    fmt::print("\n");
+    print_table(rows);
+  }
+  return json;
+}
 
 // Where the time of a call goes: by kind of op, and the launches that take most.
 ordered_json profile_of(const runtime::StepProfile& profile, bool print) {
@@ -63,20 +107,26 @@ ordered_json profile_of(const runtime::StepProfile& profile, bool print) {
     }
     return json;
   };
-  if (print) {
-    if (profile.seconds > 0) fmt::print(": a step {:.3f} ms;", profile.seconds * 1e3);
-    fmt::print(" its {} launches one by one {:.3f} ms\n", launches.size(), total * 1e3);
-  }
+  if (print) fmt::print(": a step {:.3f} ms; its {} launches one by one {:.3f} ms\n", profile.seconds * 1e3, launches.size(), total * 1e3);
   ordered_json report = {{"step_seconds", profile.seconds}, {"launch_seconds", total}};
+  report["timeline"] = timeline_of(profile, print);
   report["ops"] = listed(kinds, "op", 30);
   report["launches"] = listed(places, "launch", 40);
   return report;
 }
 
 int bench(const Options& options) {
-  const auto plan = options.model.plan();
+  const auto only = only_rank_from(options.rank_only);
+  std::optional<planner::Link> link;
+  if (options.link) link = planner::link_from(*options.link);
+  const auto plan = options.model.plan(only ? only->ranks : 1);
+  require(!only || plan.devices.size() == only->ranks, "[rank-only] expected a mesh of {} devices but '{}' has {}", only ? only->ranks : 0,
+          plan.mesh.to_string(), plan.devices.size());
+  auto names = planner::rank_names(plan.devices);
+  if (only) names = {fmt::format("{}, rank {} of {} alone", plan.devices[only->rank].name(), only->rank, only->ranks)};
   Progress loading("loading weights");
-  const auto denoiser = options.model.open(plan, options.model.compute_dtype(), [&](auto done, auto total) { loading(done, total); });
+  const auto denoiser = options.model.open(plan, options.model.compute_dtype(), [&](auto done, auto total) { loading(done, total); }, {},
+                                           only ? std::optional(only->rank) : std::nullopt);
   const auto& unet = denoiser->checkpoint().unet;
   const auto call = options.call.call(unet);
   auto& engine = denoiser->engine();
@@ -86,7 +136,7 @@ int bench(const Options& options) {
   SeededCall rows(unet, call, 1);
   Progress running("running");
   std::vector<double> seconds;
-  std::vector<std::vector<double>> collective_seconds(plan.devices.size());
+  std::vector<std::vector<double>> collective_seconds(names.size());
   for (int i = -options.warmup; i < options.runs; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     denoiser->run(rows.inputs(), rows.output_view());
@@ -96,40 +146,47 @@ int bench(const Options& options) {
     if (i < 0) continue;
     seconds.push_back(std::chrono::duration<double>(end - begin).count());
     const auto stats = engine.stats();
-    for (std::size_t d = 0; d < plan.devices.size(); ++d) collective_seconds[d].push_back(stats.collective_seconds.at(d));
+    for (std::size_t d = 0; d < names.size(); ++d) collective_seconds[d].push_back(stats.collective_seconds.at(d));
   }
 
   std::vector<runtime::StepProfile> profiles;
   if (options.profile) profiles = engine.profile(*denoiser->compile(call));
   const auto stats = engine.stats();
+  std::optional<double> predicted;
+  if (link) predicted = planner::predicted_seconds(median(seconds), exchanged_by(engine.report(*denoiser->compile(call)).at(0)), *link);
   const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
   ordered_json devices = ordered_json::array();
   std::vector<std::vector<std::string>> rows_text = {{"device", "peak memory", "weights", "activations", "in collectives"}};
-  for (std::size_t d = 0; d < plan.devices.size(); ++d) {
+  for (std::size_t d = 0; d < names.size(); ++d) {
     // One arena serves all calls and is never given back, so what is allocated now is the peak.
     const auto weights = stats.allocated_weight_bytes.at(d), activations = stats.allocated_activation_bytes.at(d);
     const double waited = median(collective_seconds[d]);
-    devices.push_back({{"name", plan.devices[d].name()},
+    devices.push_back({{"name", names[d]},
                        {"peak_bytes", weights + activations},
                        {"weight_bytes", weights},
                        {"activation_bytes", activations},
                        {"collective_seconds", waited}});
     rows_text.push_back(
-        {plan.devices[d].name(), bytes_text(weights + activations), bytes_text(weights), bytes_text(activations), seconds_text(waited)});
+        {names[d], bytes_text(weights + activations), bytes_text(weights), bytes_text(activations), seconds_text(waited)});
   }
   if (options.json) {
     ordered_json report = {
         {"median_seconds", median(seconds)},  {"min_seconds", *least}, {"max_seconds", *most}, {"runs", options.runs},
         {"load_seconds", stats.load_seconds}, {"devices", devices}};
-    for (std::size_t d = 0; d < profiles.size(); ++d) report["profile"][plan.devices[d].name()] = profile_of(profiles[d], false);
+    if (predicted) report["predicted_seconds"] = *predicted;
+    for (std::size_t d = 0; d < profiles.size(); ++d) report["profile"][names[d]] = profile_of(profiles[d], false);
     fmt::print("{}\n", report.dump(2));
   } else {
     fmt::print("a call  {} (median of {}), {} to {}\n", seconds_text(median(seconds)), options.runs, seconds_text(*least),
                seconds_text(*most));
+    if (only) fmt::print("        of one rank alone, which exchanges nothing\n");
+    if (predicted)
+      fmt::print("whole   {}, predicted and not measured: with what this rank exchanges over a link of {}\n", seconds_text(*predicted),
+                 link->to_string());
     fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
     print_table(rows_text);
     for (std::size_t d = 0; d < profiles.size(); ++d) {
-      fmt::print("\n{}", plan.devices[d].name());
+      fmt::print("\n{}", names[d]);
       profile_of(profiles[d], true);
     }
   }
@@ -146,6 +203,9 @@ void add_bench(CLI::App& app, Command& chosen) {
   command->add_option("--runs", options->runs, "Calls that are timed")->capture_default_str()->check(CLI::Range(1, 100000));
   command->add_option("--warmup", options->warmup, "Calls before them")->capture_default_str()->check(CLI::Range(0, 1000));
   command->add_flag("--profile", options->profile, "Print where the time goes: every launch of a step timed alone, by op and by shapes");
+  auto* rank = command->add_option("--rank-only", options->rank_only,
+                                   "R/N: one rank of N runs alone and exchanges nothing; --devices may name one device for it");
+  add_link(*command, options->link)->needs(rank);
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &chosen] { chosen = [options] { return bench(*options); }; });
 }

@@ -14,6 +14,7 @@ void add_plan(CLI::App& app, Command& chosen);
 void add_run(CLI::App& app, Command& chosen);
 void add_verify(CLI::App& app, Command& chosen);
 void add_bench(CLI::App& app, Command& chosen);
+void add_collectives(CLI::App& app, Command& chosen);
 void add_synth(CLI::App& app, Command& chosen);
 
 }  // namespace comfytp::cli

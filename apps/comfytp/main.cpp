@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   cli::add_run(app, chosen);
   cli::add_verify(app, chosen);
   cli::add_bench(app, chosen);
+  cli::add_collectives(app, chosen);
   cli::add_synth(app, chosen);
   // CLI11 would say of an unknown word only that it was not expected, or that a subcommand is missing.
   if (argc > 1 && argv[1][0] != '-') {

@@ -23,18 +23,17 @@ std::int64_t pixels(std::string_view text, const std::string& size) {
   return value;
 }
 
-// Lists may have spaces behind their commas.
-std::string without_spaces(std::string list) {
-  std::erase(list, ' ');
-  return list;
-}
-
 std::string default_size(const std::string& family) {
   if (family == "sd2") return "768x768";
   return family == "sdxl" || family == "sdxl-refiner" ? "1024x1024" : "512x512";
 }
 
 }  // namespace
+
+std::string without_spaces(std::string list) {
+  std::erase(list, ' ');
+  return list;
+}
 
 std::string read_text(const std::string& path) {
   const MappedFile file(path_from_utf8(path));
@@ -59,6 +58,27 @@ void add_heads(CLI::App& command, models::HeadOptions& heads) {
   count->check(at_least_one());
 }
 
+CLI::Option* add_link(CLI::App& command, std::optional<std::string>& link) {
+  return command.add_option("--link", link,
+                            "The link between two devices as rate and latency, as in 386GB/s,3us: says what a step is predicted to take over it");
+}
+
+planner::Exchanged exchanged_by(const runtime::DeviceReport& device) {
+  planner::Exchanged all;
+  for (const auto& [kind, c] : device.collectives) {
+    const bool fetch = kind == "fetch_weight";
+    (fetch ? all.fetches : all.collectives) += c.count;
+    (fetch ? all.fetched : all.bytes) += c.bytes;
+  }
+  return all;
+}
+
+void add_communicator(CLI::App& command, std::string& communicator) {
+  command.add_option("--communicator", communicator,
+                     "Between GPUs: peer (they read each other's memory), staged (through memory of the host) or best (peer where it is possible)")
+      ->capture_default_str();
+}
+
 void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
   command.add_option("checkpoint", checkpoint, "A .safetensors file, its index, or a diffusers folder")->required()->type_name("CKPT");
   auto* d = command.add_option("--devices", devices, "Devices in the order of the mesh, as in cpu:0,cpu:1@2GiB (default cpu:0)");
@@ -67,6 +87,7 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
   auto* w =
       command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: 1/N of every weight");
   command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32, f16 (GPUs) or bf16 (default f32, or what --plan says)");
+  add_communicator(command, communicator);
   add_heads(command, heads);
   if (accepts_plan)
     command.add_option("--plan", plan_file, "What `comfytp plan --json` printed, in place of --devices, --mesh and --weights")
@@ -76,7 +97,7 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
         ->excludes(w);
 }
 
-planner::Plan ModelOptions::plan() const {
+planner::Plan ModelOptions::plan(std::size_t ranks) const {
   if (plan_file) {
     try {
       return planner::from_json(read_text(*plan_file));
@@ -86,6 +107,7 @@ planner::Plan ModelOptions::plan() const {
   }
   planner::Plan plan;
   plan.devices = backend::parse_devices(without_spaces(devices.value_or("cpu:0")));
+  if (plan.devices.size() == 1) plan.devices.resize(ranks, plan.devices[0]);
   plan.mesh = mesh ? sharding::Mesh::parse(without_spaces(*mesh)) : planner::default_mesh(plan.devices);
   plan.placement = planner::placement_from_name(weights.value_or("resident"));
   planner::check(plan);
@@ -106,9 +128,11 @@ DType ModelOptions::compute_dtype() const {
 
 std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan, DType compute,
                                                        std::function<void(std::int64_t, std::int64_t)> progress,
-                                                       OpenDevice open_device) const {
+                                                       OpenDevice open_device, std::optional<std::size_t> only_rank) const {
   pipeline::DenoiserOptions options;
   options.engine.plan = plan;
+  options.engine.only_rank = only_rank;
+  options.engine.route = comm::route_from_name(communicator);
   options.engine.open = std::move(open_device);
   options.engine.progress = [progress = std::move(progress)](std::int64_t done, std::int64_t total) {
     check_interrupt();

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "pipeline/denoiser.h"
+#include "planner/link.h"
 #include "planner/plan.h"
 
 namespace comfytp::cli {
@@ -18,18 +19,24 @@ using OpenDevice = decltype(runtime::EngineOptions::open);
 struct ModelOptions {
   std::string checkpoint;
   std::optional<std::string> devices, mesh, weights, plan_file, compute;
+  std::string communicator = "best";
   models::HeadOptions heads;
 
   /// `accepts_plan`: --plan FILE may stand instead of devices, mesh and weights.
   void add_to(CLI::App& command, bool accepts_plan);
-  /// What the options or the plan's file say, checked. Throws Error.
-  planner::Plan plan() const;
+  /// What the options or the plan's file say, checked. Throws Error. `ranks`: a single device may stand for so many of them.
+  planner::Plan plan(std::size_t ranks = 1) const;
   /// The option's, else the plan's file's, else f32.
   DType compute_dtype() const;
   /// Maps the checkpoint, recognises it, opens the devices of `plan`.
   std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, DType compute, std::function<void(std::int64_t, std::int64_t)> progress = {},
-                                           OpenDevice open_device = {}) const;
+                                           OpenDevice open_device = {}, std::optional<std::size_t> only_rank = {}) const;
 };
+
+/// What one rank of a step exchanges.
+planner::Exchanged exchanged_by(const runtime::DeviceReport& device);
+/// --link, a text that planner::link_from takes.
+CLI::Option* add_link(CLI::App& command, std::optional<std::string>& link);
 
 /// The bytes of a file as text. Throws Error naming it.
 std::string read_text(const std::string& path);
@@ -49,5 +56,9 @@ struct CallOptions {
 CLI::Validator at_least_one();
 
 void add_heads(CLI::App& command, models::HeadOptions& heads);
+/// --communicator, a name that comm::route_from_name takes.
+void add_communicator(CLI::App& command, std::string& communicator);
+/// A list that may have spaces behind its commas.
+std::string without_spaces(std::string list);
 
 }  // namespace comfytp::cli

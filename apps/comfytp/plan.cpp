@@ -4,6 +4,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "backend/library.h"
 #include "base/error.h"
 #include "commands.h"
 #include "graph/rewrites.h"
@@ -21,7 +22,7 @@ using nlohmann::ordered_json;
 struct Options {
   ModelOptions model;
   CallOptions call;
-  std::optional<std::string> profile;
+  std::optional<std::string> profile, link;
   bool json = false, dump = false;
 };
 
@@ -32,7 +33,18 @@ struct Rank {
   std::string absent;                               // why the device is not to be had; then a CPU's kernels stand in for its
   std::int64_t needed = 0;                          // bytes
   double compute_seconds = 0, link_seconds = 0;     // of a step, by the profile
+  double predicted_seconds = 0;                     // of a step, exchanges over --link included; 0: not known
 };
+
+// Of the whole: the slowest rank's; 0 where one is not known.
+double predicted_seconds(const std::vector<Rank>& ranks) {
+  double most = 0;
+  for (const auto& rank : ranks) {
+    if (rank.predicted_seconds == 0) return 0;
+    most = std::max(most, rank.predicted_seconds);
+  }
+  return most;
+}
 
 // The whole model's weights, and the arithmetic of a step of it.
 struct Whole {
@@ -69,6 +81,7 @@ ordered_json to_json(const planner::Plan& plan, const Options& options, const mo
                                   {"memory_bytes", p->memory_bytes},
                                   {"compute_seconds", ranks[i].compute_seconds},
                                   {"link_seconds", ranks[i].link_seconds}};
+    if (ranks[i].predicted_seconds > 0) report.back()["predicted_seconds"] = ranks[i].predicted_seconds;
   }
   auto root = ordered_json::parse(planner::to_json(plan));
   root["call"] = {{"width", call.width * 8},
@@ -77,11 +90,12 @@ ordered_json to_json(const planner::Plan& plan, const Options& options, const mo
                   {"tokens", call.tokens},
                   {"compute", std::string(name_of(options.model.compute_dtype()))}};
   root["report"] = {{"weight_bytes_total", whole.weight_bytes}, {"flops_total", whole.flops}, {"devices", report}, {"notes", notes}};
+  if (const double predicted = predicted_seconds(ranks); predicted > 0) root["report"]["predicted_seconds"] = predicted;
   return root;
 }
 
 void print(const planner::Plan& plan, const models::UNetCall& call, const Whole& whole, const std::vector<runtime::DeviceReport>& devices,
-           const std::vector<Rank>& ranks, const std::vector<std::string>& notes) {
+           const std::vector<Rank>& ranks, const std::vector<std::string>& notes, const std::optional<std::string>& link) {
   const auto mesh = plan.mesh.to_string();
   fmt::print("mesh {}, weights {}, {}x{} pixels, batch {}, {} tokens\n", mesh.empty() ? "of one device" : mesh,
              plan.placement == sharding::Placement::gathered ? "gathered" : "resident", call.width * 8, call.height * 8, call.batch,
@@ -116,6 +130,8 @@ void print(const planner::Plan& plan, const models::UNetCall& call, const Whole&
     fmt::print("\n");
     print_table(rows);
   }
+  if (const double predicted = predicted_seconds(ranks); predicted > 0)
+    fmt::print("\npredicted, not measured: {} a step over a link of {}\n", seconds_text(predicted), planner::link_from(*link).to_string());
   for (const auto& note : notes) fmt::print("note: {}\n", note);
 }
 
@@ -155,12 +171,26 @@ planner::Profile read_profile(const std::optional<std::string>& path) {
   }
 }
 
+// The rates are the profile's, else those of the card that is here.
+void predict(Rank& rank, const backend::DeviceSpec& spec, const runtime::DeviceReport& device, const planner::Link& link, DType compute,
+             std::vector<std::string>& notes) {
+  auto known = rank.profile;
+  if (!known && spec.kind == "cuda") known = planner::card(backend::cuda_library().devices().at(static_cast<std::size_t>(spec.index)).model);
+  const double alone = known ? planner::expected_seconds(*known, device.launches, compute) : 0;
+  if (alone > 0)
+    rank.predicted_seconds = planner::predicted_seconds(alone, exchanged_by(device), link);
+  else
+    notes.push_back(fmt::format("no time is predicted, for the rates of {} are not known: --profile FILE says them", rank.name));
+}
+
 int plan(const Options& options) {
   auto plan = options.model.plan();
   const auto profile = read_profile(options.profile);
+  std::optional<planner::Link> link;
+  if (options.link) link = planner::link_from(*options.link);
   const auto compute = options.model.compute_dtype();
   std::vector<Rank> ranks;
-  for (const auto& name : planner::rank_names(plan.devices)) ranks.push_back({name, {}, {}, 0, 0, 0});
+  for (const auto& name : planner::rank_names(plan.devices)) ranks.push_back({name, {}, {}, 0, 0, 0, 0});
   // Nothing runs, so a GPU need not be there.
   const auto open = [&](const backend::DeviceSpec& spec, int position, int count) {
     try {
@@ -183,6 +213,7 @@ int plan(const Options& options) {
     if (profile.devices.contains(plan.devices[d].name()) || !rank.absent.empty()) rank.profile = planner::profile_of(plan.devices[d], profile);
     if (const auto limit = plan.devices[d].limit_bytes; limit && rank.needed > limit)
       notes.push_back(fmt::format("{} needs {}, more than its limit of {}", rank.name, bytes_text(rank.needed), bytes_text(limit)));
+    if (link) predict(rank, plan.devices[d], devices[d], *link, compute, notes);
     if (!rank.profile) continue;
     double sent = 0;
     for (const auto& [kind, c] : devices[d].collectives) sent += static_cast<double>(c.bytes);
@@ -208,7 +239,7 @@ int plan(const Options& options) {
   if (options.json) {
     fmt::print("{}\n", to_json(plan, options, call, whole, devices, ranks, notes).dump(2));
   } else {
-    print(plan, call, whole, devices, ranks, notes);
+    print(plan, call, whole, devices, ranks, notes, options.link);
     if (options.dump) dump(whole_graph, denoiser->engine().partition(*compiled), ranks);
   }
   return 0;
@@ -225,6 +256,7 @@ void add_plan(CLI::App& app, Command& chosen) {
       ->add_option("--profile", options->profile,
                    "JSON with the devices' models, memory and rates (src/planner/profile.h): so a plan for devices that are not here says what fits")
       ->type_name("FILE");
+  add_link(*command, options->link);
   auto* json = command->add_flag("--json", options->json, "Print JSON, which run, verify and bench take as --plan FILE");
   command
       ->add_flag("--dump", options->dump,

@@ -18,7 +18,7 @@ class Denoiser:
 
     weights: the path of a safetensors file (single-file checkpoint or bare denoiser), an index or a diffusers folder; or a
         mapping of their keys to arrays, such as a state_dict. They stay in their dtype and are decoded at use.
-    devices, mesh, placement, timeout: as in Engine.
+    devices, mesh, placement, timeout, communicator: as in Engine.
     compute: "f32", "bf16" or, on GPUs, "f16", the dtype of the arithmetic; sums and norms are f32 in all.
     heads, head_dim: number or width of the attention heads where the family's rule (8 heads for SD1.x, width 64 for the
         others) does not hold: shapes do not tell.
@@ -37,9 +37,10 @@ class Denoiser:
         heads: int | None = None,
         head_dim: int | None = None,
         timeout: float = 600,
+        communicator: str | None = None,
     ) -> None:
         self._core = _core.Denoiser(
-            weights, device_list(devices), mesh or "", placement or "resident", compute, heads, head_dim, timeout
+            weights, device_list(devices), mesh or "", placement or "resident", compute, communicator or "best", heads, head_dim, timeout
         )
         self._info = self._core.info
         self._queue = Queue()

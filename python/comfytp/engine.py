@@ -25,6 +25,8 @@ class Engine:
     placement: "resident" (each device holds what it computes with; also None) or "gathered" (each stores its share of
         every weight and fetches the rest from the others just ahead of use).
     timeout: seconds a device waits for another before the call fails.
+    communicator: how GPUs exchange: "peer" (they read and write each other's memory), "staged" (through the host's); None: peer
+        where it is possible.
 
     Raises Error naming the argument, device or key. Weights are loaded at the first call, or by load().
     """
@@ -38,12 +40,15 @@ class Engine:
         placement: str | None = None,
         *,
         timeout: float = 600,
+        communicator: str | None = None,
     ) -> None:
         if isinstance(graph, str):
             graph = _core.Graph.parse(graph)
         self._outputs = graph.outputs
         self._queue = Queue()
-        self._core = _core.Engine(graph, weights, device_list(devices), mesh or "", placement or "resident", timeout)
+        self._core = _core.Engine(
+            graph, weights, device_list(devices), mesh or "", placement or "resident", communicator or "best", timeout
+        )
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """run() with the inputs by keyword."""

@@ -39,9 +39,9 @@ class Timesteps {
 class Denoiser {
  public:
   Denoiser(nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement, const std::string& compute,
-           std::optional<std::int64_t> heads, std::optional<std::int64_t> head_dim, double timeout) {
+           const std::string& communicator, std::optional<std::int64_t> heads, std::optional<std::int64_t> head_dim, double timeout) {
     pipeline::DenoiserOptions options;
-    options.engine = options_of(devices, mesh, placement, timeout);
+    options.engine = options_of(devices, mesh, placement, communicator, timeout);
     options.heads = {heads, head_dim};
     options.compute = dtype_from_name(compute);
     auto source = weights_of(weights);
@@ -129,8 +129,9 @@ void bind_denoiser(nb::module_& m) {
   using namespace nb::literals;
   using Size = std::optional<std::int64_t>;
   nb::class_<Denoiser>(m, "Denoiser")
-      .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, Size, Size, double>(), "weights"_a,
-           "devices"_a, "mesh"_a, "placement"_a, "compute"_a, "heads"_a.none(), "head_dim"_a.none(), "timeout"_a)
+      .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, const std::string&, Size, Size,
+                    double>(),
+           "weights"_a, "devices"_a, "mesh"_a, "placement"_a, "compute"_a, "communicator"_a, "heads"_a.none(), "head_dim"_a.none(), "timeout"_a)
       .def("run", &Denoiser::run, "inputs"_a, "output"_a, "stream"_a = nb::none(), "contents"_a = Contents())
       .def("check", &Denoiser::check)
       .def("synchronize", &Denoiser::synchronize)

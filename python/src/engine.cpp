@@ -16,8 +16,8 @@ namespace {
 class Engine {
  public:
   Engine(const graph::Graph& graph, nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement,
-         double timeout) {
-    auto options = options_of(devices, mesh, placement, timeout);
+         const std::string& communicator, double timeout) {
+    auto options = options_of(devices, mesh, placement, communicator, timeout);
     auto source = weights_of(weights);
     const nb::gil_scoped_release release;
     graph::verify(graph);
@@ -65,7 +65,8 @@ class Engine {
 
 }  // namespace
 
-runtime::EngineOptions options_of(const std::string& devices, const std::string& mesh, const std::string& placement, double timeout) {
+runtime::EngineOptions options_of(const std::string& devices, const std::string& mesh, const std::string& placement, const std::string& communicator,
+                                  double timeout) {
   runtime::EngineOptions options;
   auto& plan = options.plan;
   plan.devices = backend::parse_devices(devices);
@@ -75,6 +76,7 @@ runtime::EngineOptions options_of(const std::string& devices, const std::string&
   planner::check(plan);
   require(timeout > 0, "[python] expected a timeout above 0 seconds but got {}", timeout);
   options.timeout_seconds = timeout;
+  options.route = comm::route_from_name(communicator);
   return options;
 }
 
@@ -140,8 +142,8 @@ nb::dict stats_of(const runtime::Engine& engine) {
 void bind_engine(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<Engine>(m, "Engine")
-      .def(nb::init<const graph::Graph&, nb::handle, const std::string&, const std::string&, const std::string&, double>(), "graph"_a, "weights"_a,
-           "devices"_a, "mesh"_a, "placement"_a, "timeout"_a)
+      .def(nb::init<const graph::Graph&, nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, double>(),
+           "graph"_a, "weights"_a, "devices"_a, "mesh"_a, "placement"_a, "communicator"_a, "timeout"_a)
       .def("load", &Engine::load)
       .def("unload", &Engine::unload)
       .def("run", &Engine::run, "inputs"_a, "outputs"_a, "stream"_a = nb::none(), "contents"_a = Contents())

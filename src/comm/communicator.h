@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,6 +39,13 @@ class Communicator {
   virtual void fetch(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) {
     all_gather(in, out, dim, bounds);
   }
+  /// What this rank's device has spent in calls of a kind since the group was made, as far as it counts that itself: waiting for peers
+  /// (and so for what they send), and moving. Waits for what is queued.
+  struct Spent {
+    std::int64_t calls = 0;
+    double waiting_seconds = 0, moving_seconds = 0;
+  };
+  virtual std::map<std::string, Spent> spent() const { return {}; }
   /// Throws what a call that was queued here has met: call it when the device is through with what it was given.
   virtual void check() {}
   /// A word in memory that all devices of the rank's kind read, not zero from when check() would throw; null where nothing is queued.
@@ -48,5 +56,8 @@ class Communicator {
 /// `names` are the devices' names in the order of the ranks, for messages. Index r of the result belongs to rank r.
 std::vector<std::unique_ptr<Communicator>> host_group(const std::vector<std::string>& names, std::shared_ptr<Abort> abort,
                                                       std::chrono::duration<double> timeout);
+
+/// Communicators that exchange nothing and leave outputs as they are: for timing what stands between collectives.
+std::vector<std::unique_ptr<Communicator>> idle_group(int size);
 
 }  // namespace comfytp::comm

@@ -16,6 +16,11 @@ const GroupLibrary& cuda_groups() {
 
 }  // namespace
 
+Route route_from_name(const std::string& name) {
+  require(name == "best" || name == "peer" || name == "staged", "[comm] expected a communicator 'best', 'peer' or 'staged' but got '{}'", name);
+  return name == "peer" ? Route::peer : name == "staged" ? Route::staged : Route::best;
+}
+
 std::vector<std::unique_ptr<Communicator>> device_group(const std::vector<DeviceRank>& ranks, std::shared_ptr<Abort> abort,
                                                         std::chrono::duration<double> timeout, Route route) {
   const auto on_host = [](const DeviceRank& rank) { return rank.queue == nullptr; };

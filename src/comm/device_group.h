@@ -24,6 +24,9 @@ enum class Route {
   staged  ///< through page-locked memory of the host
 };
 
+/// "best", "peer" or "staged". Throws Error.
+Route route_from_name(const std::string& name);
+
 /// Index r of the result belongs to rank r. The queues must outlive the communicators. Throws Error when devices of the host and CUDA
 /// devices are mixed, when the CUDA library is not to be had, or when `route` is peer and a device cannot read another's memory.
 std::vector<std::unique_ptr<Communicator>> device_group(const std::vector<DeviceRank>& ranks, std::shared_ptr<Abort> abort,

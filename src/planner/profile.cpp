@@ -1,5 +1,6 @@
 #include "planner/profile.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -20,15 +21,8 @@ const DeviceProfile kCards[] = {
     {"RTX 5090", 32 * kGiB, 104.8e12, 209e12, 1792e9, false}, {"A100", 80 * kGiB, 19.5e12, 312e12, 1935e9, false},
     {"H100", 80 * kGiB, 66.9e12, 989e12, 3350e9, false},
 };
+constexpr double kReachedFlops = 0.6, kReachedBytes = 0.7, kLaunchSeconds = 2e-6;  // of SDXL's launches on an H100
 constexpr const char* kAssumedCard = "RTX 3090";
-
-// By the longest name that stands in `model`, as "RTX 3090" in "NVIDIA GeForce RTX 3090".
-std::optional<DeviceProfile> card(const std::string& model) {
-  std::optional<DeviceProfile> found;
-  for (const auto& known : kCards)
-    if (model.find(known.model) != std::string::npos && (!found || known.model.size() > found->model.size())) found = known;
-  return found;
-}
 
 double number(const json& object, const char* name, const std::string& where, double otherwise) {
   const auto at = object.find(name);
@@ -46,6 +40,13 @@ std::string text(const json& object, const char* name, const std::string& where)
 }
 
 }  // namespace
+
+std::optional<DeviceProfile> card(const std::string& model) {
+  std::optional<DeviceProfile> found;
+  for (const auto& known : kCards)  // by the longest name
+    if (model.find(known.model) != std::string::npos && (!found || known.model.size() > found->model.size())) found = known;
+  return found;
+}
 
 Profile profile_from_json(const std::string& text_of) {
   const auto root = json::parse(text_of, nullptr, false);
@@ -82,6 +83,16 @@ std::optional<DeviceProfile> profile_of(const backend::DeviceSpec& spec, const P
 
 double link_bytes_per_second(const Profile& profile) {
   return profile.link_bytes_per_second > 0 ? profile.link_bytes_per_second : kPcieBytesPerSecond;
+}
+
+double expected_seconds(const DeviceProfile& device, const std::vector<Work>& launches, DType compute) {
+  const double flops = compute == DType::f32 ? device.flops_f32 : device.flops_bf16;
+  if (flops <= 0 || device.bytes_per_second <= 0) return 0;
+  double seconds = 0;
+  for (const auto& launch : launches)
+    seconds += kLaunchSeconds +
+               std::max(launch.flops / (flops * kReachedFlops), static_cast<double>(launch.bytes) / (device.bytes_per_second * kReachedBytes));
+  return seconds;
 }
 
 double compute_seconds(const DeviceProfile& device, double flops, DType compute) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "base/dtype.h"
@@ -20,6 +21,12 @@ struct DeviceProfile {
   bool assumed = false;          ///< nobody said that the device is such a one
 };
 
+/// What a launch does.
+struct Work {
+  double flops = 0;
+  std::int64_t bytes = 0;  ///< read and written
+};
+
 struct Profile {
   std::map<std::string, DeviceProfile> devices;  ///< by the device's name, "cuda:0"
   double link_bytes_per_second = 0;              ///< between two devices, one way
@@ -34,6 +41,13 @@ Profile profile_from_json(const std::string& json);
 std::optional<DeviceProfile> profile_of(const backend::DeviceSpec& spec, const Profile& profile);
 /// The profile's, else that of a PCIe 4.0 x16 slot.
 double link_bytes_per_second(const Profile& profile);
+
+/// The well-known card of which the name stands in `model`, as "H100" in "NVIDIA H100 80GB HBM3".
+std::optional<DeviceProfile> card(const std::string& model);
+
+/// What the launches of a step are expected to take: each at the share of the device's rates that kernels are seen to reach, whichever
+/// takes longer. 0 where the rates are not known.
+double expected_seconds(const DeviceProfile& device, const std::vector<Work>& launches, DType compute);
 
 /// Seconds that a device computes for at its rate in `compute`; 0 if that is not known.
 double compute_seconds(const DeviceProfile& device, double flops, DType compute);

@@ -9,6 +9,7 @@
 #include "graph/text.h"
 #include "runtime/collectives.h"
 #include "runtime/engine_state.h"
+#include "runtime/profiling.h"
 
 namespace comfytp::runtime {
 
@@ -176,18 +177,8 @@ std::vector<StepProfile> Engine::profile(Compiled& compiled) {
   require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
   require(compiled.resident_since > 0 && compiled.last_slot >= 0, "[engine] expected a call before its profile but there was none");
   state_->settle();
-  std::vector<StepProfile> profiles(compiled.programs.size());
   compiled.prompts.clear();
-  state_->team->run([&](std::size_t d, backend::Device& device) {
-    auto& executor = *compiled.executors[d][static_cast<std::size_t>(compiled.last_slot)];
-    profiles[d].seconds = executor.time_step(device);
-    const auto seconds = executor.time_launches(device, *state_->team->abort());
-    for (std::size_t i = 0; i < seconds.size(); ++i) {
-      const Launch& launch = compiled.programs[d].step[i];
-      profiles[d].launches.push_back({launch.label, launch.work.op, launch.work.shapes, seconds[i], launch.work.flops, launch.work.bytes});
-    }
-  });
-  return profiles;
+  return profile_steps(*state_->team, compiled);
 }
 
 void Engine::cancel() {
@@ -207,7 +198,10 @@ std::vector<DeviceReport> Engine::report(const Compiled& compiled) const {
     report.activation_bytes = program.arena_bytes + compiled.prompt_bytes(d);
     report.flops = program.step_flops;
     for (const auto& launch : program.step) {
-      if (!launch.collective) continue;
+      if (!launch.collective) {
+        report.launches.push_back({launch.work.flops, launch.work.bytes});
+        continue;
+      }
       auto& kind = report.collectives[std::string(launch.collective->node->op->name())];
       ++kind.count;
       kind.bytes += traffic_bytes(*launch.collective);

@@ -10,8 +10,10 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "comm/device_group.h"
 #include "graph/graph.h"
 #include "planner/plan.h"
+#include "planner/profile.h"
 #include "sharding/partition.h"
 #include "weights/source.h"
 
@@ -19,6 +21,9 @@ namespace comfytp::runtime {
 
 struct EngineOptions {
   planner::Plan plan;
+  comm::Route route = comm::Route::best;  ///< between GPUs
+  /// This rank alone is opened and runs, and exchanges nothing: its time is right, its output is not.
+  std::optional<std::size_t> only_rank;
   double timeout_seconds = 600;   ///< how long a device waits for a peer
   int prompts = 2;                ///< results of how many prompts are kept, each in its own memory
   int programs = 8;               ///< graphs (shapes) whose programs are kept
@@ -34,6 +39,7 @@ struct DeviceReport {
   std::int64_t weight_bytes = 0;      ///< stored on it, in the stored dtype
   std::int64_t activation_bytes = 0;  ///< arena, and the kept results of `prompts` prompts
   double flops = 0;                   ///< of a step
+  std::vector<planner::Work> launches;  ///< of a step, collectives left out
   struct Collective {
     std::int64_t count = 0;
     std::int64_t bytes = 0;           ///< that the device sends or receives, whichever is more (runtime/collectives.h)
@@ -49,7 +55,10 @@ struct LaunchTime {
 };
 
 struct StepProfile {
-  double seconds = 0;                ///< of the whole step as it is run; 0 where collectives on the host stand between its launches
+  double seconds = 0;                ///< of the whole step as it is run
+  /// Of the step's seconds, by kind, as the devices count it themselves; weights are fetched beside the rest.
+  std::map<std::string, comm::Communicator::Spent> exchanges;
+  double host_exchange_seconds = 0;  ///< of the step's seconds, where collectives run on the host
   std::vector<LaunchTime> launches;  ///< each timed alone, collectives but once
 };
 

@@ -21,7 +21,10 @@ std::shared_ptr<Team> open_team(const EngineOptions& options) {
   const auto& specs = options.plan.devices;
   const auto count = static_cast<int>(specs.size());
   std::vector<std::unique_ptr<backend::Device>> devices;
+  require(!options.only_rank || *options.only_rank < specs.size(), "[engine] expected a rank below {} but got {}", count,
+          options.only_rank.value_or(0));
   for (int i = 0; i < count; ++i) {
+    if (options.only_rank && static_cast<int>(*options.only_rank) != i) continue;
     const auto& spec = specs[static_cast<std::size_t>(i)];
     devices.push_back(options.open ? options.open(spec, i, count) : backend::open_device(spec, i, count));
   }
@@ -76,8 +79,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   compiled->notes = std::move(decision.notes);
   compiled->notes.insert(compiled->notes.end(), compiled->partition.notes.begin(), compiled->partition.notes.end());
   team->run([&](std::size_t d, backend::Device& device) {
-    compiled->programs[d] = lower(compiled->partition.devices[d], device, residency.weights(d));
-    set_outputs(compiled->programs[d], compiled->partition, d);
+    compiled->programs[d] = lower(compiled->partition.devices[rank_of(d)], device, residency.weights(d));
+    set_outputs(compiled->programs[d], compiled->partition, rank_of(d));
   });
   for (auto& program : compiled->programs) connect(program);
   for (std::size_t d = 0; d < team->size(); ++d)
@@ -95,10 +98,11 @@ void Engine::State::connect(Program& program) {
       const auto& attrs = launch.collective->node->attrs;
       const auto& devices = attrs.ints("group");
       auto& group = groups[{devices, launch.aside}];
+      if (group.empty() && options.only_rank) group = comm::idle_group(static_cast<int>(devices.size()));
       if (group.empty()) {
         std::vector<comm::DeviceRank> members;
         for (auto d : devices) members.push_back((launch.aside ? side_ranks : ranks).at(static_cast<std::size_t>(d)));
-        group = comm::device_group(members, team->abort(), std::chrono::duration<double>(options.timeout_seconds));
+        group = comm::device_group(members, team->abort(), std::chrono::duration<double>(options.timeout_seconds), options.route);
         for (const auto& end : group)
           if (const auto* fault = end->fault()) queue.watch(fault);
       }

@@ -43,6 +43,8 @@ struct Engine::State {
   void settle();
   /// Throws what was kept.
   void report_failure();
+  /// Of the plan's, what this device of the team is.
+  std::size_t rank_of(std::size_t device) const { return options.only_rank.value_or(device); }
   void measure();
 
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);

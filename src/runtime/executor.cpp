@@ -128,10 +128,25 @@ void Executor::run(backend::Device& device, const std::vector<Launch>& launches,
   }
 }
 
-double Executor::time_step(backend::Device& device) {
-  for (const auto& segment : step_.segments)
-    if (segment.on_host) return 0;
-  return device.time([&] { run(device, program_.step, step_, {0, program_.step.size(), false, nullptr}); });
+void Executor::repeat_step(backend::Device& device, const comm::Abort& abort) {
+  run(device, program_.step, step_, abort);
+  device.synchronize();
+  check_collectives();
+}
+
+std::map<std::string, comm::Communicator::Spent> Executor::spent() const {
+  std::map<const comm::Communicator*, bool> aside;  // each once
+  for (const auto& launch : program_.step)
+    if (launch.collective) aside[launch.collective->communicator] = launch.aside;
+  std::map<std::string, comm::Communicator::Spent> all;
+  for (const auto& [communicator, beside] : aside)
+    for (const auto& [kind, spent] : communicator->spent()) {
+      auto& sum = all[beside ? "fetch_weight" : kind];
+      sum.calls += spent.calls;
+      sum.waiting_seconds += spent.waiting_seconds;
+      sum.moving_seconds += spent.moving_seconds;
+    }
+  return all;
 }
 
 std::vector<double> Executor::time_launches(backend::Device& device, const comm::Abort& abort) {

@@ -37,11 +37,13 @@ class Executor {
   void check_collectives() const;
   /// Writes this device's parts of the outputs.
   void write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs);
-  /// The whole step, if nothing in it runs on the host; otherwise 0. Results of the prologue are lost.
-  double time_step(backend::Device& device);
+  /// The step once more, on the inputs of the last call; waits for it. Results of the prologue may be lost.
+  void repeat_step(backend::Device& device, const comm::Abort& abort);
+  /// What the step's collectives have spent since their groups were made, by kind, as far as their communicators count it.
+  std::map<std::string, comm::Communicator::Spent> spent() const;
   /// The step's launches one after the other, each timed alone but for collectives, which run once. Results are lost.
   std::vector<double> time_launches(backend::Device& device, const comm::Abort& abort);
-  /// Spent in the last call's collectives, waiting for peers included, where they run on the host.
+  /// Spent in the collectives of the last call and of repeated steps, waiting for peers included, where they run on the host.
   double collective_seconds() const { return collective_seconds_; }
 
  private:

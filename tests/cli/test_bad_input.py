@@ -130,17 +130,39 @@ def test_devices_that_are_none_are_named(comfytp, checkpoint, command, devices, 
         (["--size", "-8x8"], ["-8x8"]),
         (["--size", "99999999999999999999x8"], ["99999999999999999999x8"]),
         (["--heads", "7"], ["7"]),
+        (["--link", "386"], ["[link]", "'386'"]),
+        (["--link", "386GB/s,3"], ["[link]", "'386GB/s,3'"]),
+        (["--communicator", "pigeon"], ["peer", "staged", "'pigeon'"]),
     ],
 )
 def test_options_that_do_not_fit_are_named(comfytp, checkpoint, options, names):
     comfytp.fails("plan", checkpoint, "--devices", "cpu:0,cpu:1", *options, naming=names)
 
 
+@pytest.mark.parametrize("rank", ["2/2", "0", "-1/2", "0/2/3", "a/b", ""])
+def test_a_rank_that_is_none_is_named(comfytp, checkpoint, rank):
+    comfytp.fails("bench", checkpoint, *SMALL, "--mesh", "tensor=2", "--rank-only", rank, naming=["[rank-only]", f"'{rank}'"])
+
+
+def test_ranks_that_the_mesh_has_not_are_named(comfytp, checkpoint):
+    comfytp.fails("bench", checkpoint, *SMALL, "--mesh", "tensor=3", "--rank-only", "0/2", naming="tensor=3")
+    comfytp.fails("bench", checkpoint, *SMALL, "--devices", "cpu:0,cpu:1,cpu:2", "--rank-only", "0/2", naming="tensor=3")
+
+
+@pytest.mark.parametrize(
+    "options, names",
+    [(["--ops", "broadcast"], ["'broadcast'"]), (["--dtype", "i32"], ["'i32'"]), (["--sizes", "1KB,,2"], ["''"]), (["--sizes", "2TB"], ["'2TB'"]),
+     (["--communicator", "pigeon"], ["'pigeon'"])],
+)  # fmt: skip
+def test_collectives_that_are_none_are_named(comfytp, options, names):
+    comfytp.fails("collectives", "--devices", "cpu:0,cpu:1", *options, naming=names)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["fly"], ["inspect"], ["plan", "a", "--batch", "0"], ["plan", "a", "--batch", "two"], ["run", "a", "--inputs", "b"], ["plan", "a", "--fast"],
      ["plan", "a", "--plan", "b", "--devices", "cpu:0"], ["plan", "a", "--json", "--dump"], ["verify", "a", "--steps", "0"],
-     ["plan", "a", "--heads", "8", "--head-dim", "4"]],
+     ["plan", "a", "--heads", "8", "--head-dim", "4"], ["collectives"], ["bench", "a", "--link", "1GB/s"]],
 )  # fmt: skip
 def test_a_command_line_that_makes_no_sense_ends_with_2(comfytp, arguments):
     comfytp.fails(*arguments, status=2)

@@ -24,7 +24,7 @@ def run(comfytp, checkpoint, inputs, output, *options):
     return load_file(output)["output"]
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "plan", "run", "verify", "bench", "synth"])
+@pytest.mark.parametrize("command", ["", "inspect", "plan", "run", "verify", "bench", "collectives", "synth"])
 def test_every_command_has_a_help(comfytp, command):
     arguments = [command, "--help"] if command else ["--help"]
     assert "Usage" in comfytp(*arguments).out
@@ -284,6 +284,71 @@ def test_bench_says_times_and_memory(comfytp, checkpoint):
     for device in report["devices"]:
         assert device["peak_bytes"] == device["weight_bytes"] + device["activation_bytes"] > 0
         assert device["collective_seconds"] > 0
+
+
+def test_bench_says_what_each_device_does_for_how_much_of_a_step(comfytp, checkpoint):
+    report = comfytp("bench", checkpoint, *TWO, *SMALL, "--runs", 1, "--profile", "--json").json["profile"]
+    for device in report.values():
+        shares = {part["what"]: part["share"] for part in device["timeline"]}
+        assert shares.keys() == {"exchanges on the host", "computes"}
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0
+    assert "of the step" in comfytp("bench", checkpoint, *TWO, *SMALL, "--runs", 1, "--profile").out
+
+
+@pytest.mark.parametrize("mesh, placement", [("tensor=2", "resident"), ("patch=2", "resident"), ("batch=2", "gathered")])
+def test_bench_runs_one_rank_alone(comfytp, checkpoint, mesh, placement):
+    alone = ("--mesh", mesh, "--weights", placement, *SMALL, "--runs", 3, "--link", "1GB/s,1ms", "--json")
+    plan = comfytp("plan", checkpoint, *TWO, "--mesh", mesh, "--weights", placement, *SMALL, "--json").json["report"]["devices"]
+    for rank in (0, 1):
+        report = comfytp("bench", checkpoint, "--devices", "cpu:0", "--rank-only", f"{rank}/2", *alone).json
+        (device,) = report["devices"]
+        assert device["name"] == f"cpu:0, rank {rank} of 2 alone"
+        assert device["weight_bytes"] == plan[rank]["weight_bytes"] and device["collective_seconds"] == 0
+        exchanged = {kind: c["count"] * 1e-3 + c["bytes"] / 1e9 for kind, c in plan[rank]["collectives"].items()}
+        fetching = exchanged.pop("fetch_weight", 0)
+        expected = max(report["median_seconds"], fetching) + sum(exchanged.values())
+        assert report["predicted_seconds"] == pytest.approx(expected)
+    assert comfytp("bench", checkpoint, *TWO, "--rank-only", "1/2", *alone).json["devices"][0]["name"].startswith("cpu:1, ")
+    text = comfytp("bench", checkpoint, "--devices", "cpu:0", "--rank-only", "0/2", *alone[:-1]).out
+    assert "one rank alone" in text and "predicted and not measured" in text
+
+
+def test_plan_predicts_a_step_over_a_link(comfytp, checkpoint, tmp_path):
+    def report(link, **rates):
+        file = tmp_path / "profile.json"
+        cards = [{"name": f"cpu:{i}", "model": "a card", **rates} for i in range(2)]
+        file.write_text(json.dumps({"version": 1, "devices": cards}))
+        return comfytp("plan", checkpoint, *TWO, *SMALL, "--profile", file, "--link", link, "--json").json["report"]
+
+    def predicted(link):
+        return report(link, flops_f32=1e12, bytes_per_second=1e11)["predicted_seconds"]
+
+    devices = report("1GB/s", flops_f32=1e12, bytes_per_second=1e11)["devices"]
+    counts = [sum(c["count"] for c in d["collectives"].values()) for d in devices]
+    assert predicted("1GB/s") == max(d["predicted_seconds"] for d in devices) > 0
+    assert predicted("1GB/s,1ms") - predicted("1GB/s") == pytest.approx(counts[0] * 1e-3)
+    assert predicted("1MB/s") > predicted("1GB/s")
+    unknown = report("1GB/s")
+    assert "predicted_seconds" not in unknown and any("no time is predicted" in note for note in unknown["notes"])
+    assert "predicted" not in comfytp("plan", checkpoint, *TWO, *SMALL).out
+
+
+@pytest.mark.parametrize("devices", ["cpu:0,cpu:1", "cpu:0,cpu:1,cpu:2"])
+def test_collectives_are_timed_and_checked(comfytp, devices):
+    sizes = ("--sizes", "1KB, 100003, 1MB")
+    report = comfytp("collectives", "--devices", devices, *sizes, "--json").json
+    assert report["devices"] == devices.split(",")
+    assert len(report["results"]) == 4 * 3 * 3 and all(r["right"] for r in report["results"])
+    assert all(0 < r["seconds"] <= r["most_seconds"] for r in report["results"])
+    link = report["links"]["best"]["option"]
+    text = comfytp("collectives", "--devices", devices, "--ops", "all_reduce", "--dtype", "bf16", *sizes).out
+    assert "100,002" in text and "f32" not in text and "--link" in text
+    assert "GB/s," in link and link.endswith("us")
+
+
+def test_the_link_of_collectives_is_one_that_plan_takes(comfytp, checkpoint):
+    report = comfytp("collectives", "--devices", "cpu:0,cpu:1", "--dtype", "f32", "--ops", "all_reduce", "--json").json
+    comfytp("plan", checkpoint, *TWO, *SMALL, "--link", report["links"]["best"]["option"])
 
 
 def test_an_interrupt_ends_a_call(checkpoint):

@@ -38,6 +38,16 @@ TEST(Profile, OfAnUnknownCardHasWhatIsSaid) {
   EXPECT_EQ(compute_seconds(*profile_of({"cpu", 0, 0}, profile), 1e9, DType::f32), 0);
 }
 
+TEST(Profile, ALaunchTakesWhatItsArithmeticOrItsMemoryTakes) {
+  const auto h100 = *card("NVIDIA H100 80GB HBM3");
+  const auto seconds = [&](double flops, std::int64_t bytes) { return expected_seconds(h100, {{flops, bytes}}, DType::bf16); };
+  EXPECT_DOUBLE_EQ(seconds(1e13, 1000), seconds(1e13, 2000));
+  EXPECT_GT(seconds(1e13, 0), 1e13 / h100.flops_bf16);
+  EXPECT_GT(seconds(1e6, 1 << 30), seconds(1e6, 1 << 29));
+  EXPECT_GT(seconds(0, 0), 0) << "a launch is never free";
+  EXPECT_EQ(expected_seconds({}, {{1e13, 1000}}, DType::bf16), 0);
+}
+
 class BadProfile : public testing::TestWithParam<std::pair<const char*, const char*>> {};
 TEST_P(BadProfile, IsAnErrorNamingTheField) {
   try {

@@ -152,3 +152,13 @@ def test_unload_frees_and_the_next_call_loads_again():
     engine.unload()
     assert sum(engine.stats()["allocated_weight_bytes"]) == 0
     assert torch.equal(engine(x=x)["y"], y)
+
+
+def test_a_communicator_is_chosen_by_name():
+    graph = comfytp.Graph()
+    graph.output("y", graph.add("linear", [graph.input("x", [4, 64]), graph.weight("w", [64, 64])]))
+    weights, x = {"w": torch.eye(64)}, torch.randn(4, 64)
+    for name in (None, "best", "peer", "staged"):  # between CPUs there is one way
+        assert torch.allclose(comfytp.Engine(graph, weights, "cpu:0,cpu:1", communicator=name)(x=x)["y"], x)
+    with pytest.raises(comfytp.Error, match="expected a communicator 'best', 'peer' or 'staged' but got 'pigeon'"):
+        comfytp.Engine(graph, weights, communicator="pigeon")

@@ -48,11 +48,12 @@ def split(
     *,
     prompt_inputs: str | Iterable[str] = PROMPT_INPUTS,
     timeout: float = 600,
+    communicator: str | None = None,
 ) -> "SplitModule":
     """A module of the same signature whose forward runs split over several devices.
 
     module: any of Python code; of one that is split already, the module within, which is split anew.
-    devices, mesh, placement, timeout: as in comfytp.Engine.
+    devices, mesh, placement, timeout, communicator: as in comfytp.Engine.
     prompt_inputs: names of arguments, or a regular expression of their names, that stay the same over the steps of a picture;
         what hangs on them alone runs once.
 
@@ -64,7 +65,7 @@ def split(
     attributes, buffers. One thing may not be: a write past torch's own counters (through `.data`, or to tensors of
     inference_mode) that leaves the middle of a tensor as it was; call update() after such a one.
     """
-    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout)
+    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator)
 
 
 class SplitModule(torch.nn.Module):
@@ -79,6 +80,7 @@ class SplitModule(torch.nn.Module):
         *,
         prompt_inputs: str | Iterable[str],
         timeout: float,
+        communicator: str | None,
     ) -> None:
         if isinstance(module, SplitModule):
             module = module.module
@@ -88,13 +90,13 @@ class SplitModule(torch.nn.Module):
             raise _core.Error(f"[split] expected a module of Python code but got a {type(module).__name__}: split the one in it")
         devices = list(devices) if isinstance(devices, Iterable) and not isinstance(devices, str) else devices
         prompt_inputs = list(prompt_inputs) if isinstance(prompt_inputs, Iterable) and not isinstance(prompt_inputs, str) else prompt_inputs
-        _check_arguments(devices, mesh, placement, prompt_inputs, timeout)
+        _check_arguments(devices, mesh, placement, prompt_inputs, timeout, communicator)
         super().__init__()
         # From here on attributes that are not among these are the module's, which is no submodule: names stay as they are.
         self.__dict__.update(
             training=module.training,
             _module=module,
-            _engine_arguments=(device_list(devices), mesh or "", placement or "resident", timeout),
+            _engine_arguments=(device_list(devices), mesh or "", placement or "resident", timeout, communicator or "best"),
             _prompt_inputs=prompt_inputs,
             _stats=Stats(),
             _calls=None,
@@ -221,8 +223,7 @@ class SplitModule(torch.nn.Module):
         if self._engine is not None:
             self._stats.uploaded_bytes += self._engine.stats()["uploaded_bytes"]
             self._engine.unload()
-        devices, mesh, placement, timeout = self._engine_arguments
-        self._engine = _core.Programs({k: w.cpu() for k, w in weights.items()}, devices, mesh, placement, timeout)
+        self._engine = _core.Programs({k: w.cpu() for k, w in weights.items()}, *self._engine_arguments)
 
     # ---- everything else is the module's
 
@@ -246,8 +247,8 @@ class SplitModule(torch.nn.Module):
 
     def __reduce__(self) -> Any:
         """Copies and pickles are of the module, split in the same way."""
-        devices, mesh, placement, timeout = self._engine_arguments
-        return _split_again, (self._module, devices, mesh, placement, self._prompt_inputs, timeout)
+        devices, mesh, placement, timeout, communicator = self._engine_arguments
+        return _split_again, (self._module, devices, mesh, placement, self._prompt_inputs, timeout, communicator)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "SplitModule":
         self._module._apply(*args, **kwargs)
@@ -280,7 +281,7 @@ class SplitModule(torch.nn.Module):
         return f"{type(self._module).__name__} on {self._engine_arguments[0]}"
 
 
-def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any, timeout: Any) -> None:
+def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any, timeout: Any, communicator: Any) -> None:
     def names(value: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
@@ -290,6 +291,7 @@ def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any
         ("placement", placement is None or isinstance(placement, str), "None, 'resident' or 'gathered'", placement),
         ("prompt_inputs", names(prompt_inputs), "a regular expression or a list of names", prompt_inputs),
         ("timeout", isinstance(timeout, (int, float)), "a number of seconds", timeout),
+        ("communicator", communicator is None or isinstance(communicator, str), "None, 'peer' or 'staged'", communicator),
     ):
         if not good:
             raise _core.Error(f"[{name}] expected {expected} but got {value!r}")
@@ -300,8 +302,10 @@ def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any
             raise _core.Error(f"[prompt_inputs] expected a regular expression but got '{prompt_inputs}': {error}") from error
 
 
-def _split_again(module: torch.nn.Module, devices: str, mesh: str, placement: str, prompt_inputs: Any, timeout: float) -> SplitModule:
-    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout)
+def _split_again(
+    module: torch.nn.Module, devices: str, mesh: str, placement: str, prompt_inputs: Any, timeout: float, communicator: str
+) -> SplitModule:
+    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator)
 
 
 __all__ = ["Plan", "SplitModule", "split"]

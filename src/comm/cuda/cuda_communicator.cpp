@@ -22,6 +22,7 @@ class CudaCommunicator final : public Communicator {
   bool queues() const override { return true; }
   void check() override { group_->check(rank_); }
   const std::uint32_t* fault() const override { return &group_->world(rank_).control->error; }
+  std::map<std::string, Spent> spent() const override { return group_->spent(rank_); }
 
   void all_reduce(const TensorView& in, const TensorView& out) override { exchange({"all_reduce", in, out, -1, {}, {}, {}}); }
   void reduce_scatter(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) override {

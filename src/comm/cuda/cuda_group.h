@@ -1,6 +1,8 @@
 // Where the ranks of a group meet that are CUDA devices of this process, and the memories through which they exchange.
 #pragma once
 
+#include <map>
+
 #include "comm/cuda/exchange.h"
 #include "comm/device_group.h"
 #include "comm/host_group.h"
@@ -32,6 +34,8 @@ class CudaGroup final : public HostGroup {
   cudaStream_t stream(int rank) const { return static_cast<cudaStream_t>(ranks_[static_cast<std::size_t>(rank)].queue); }
   /// Raises the abort and throws when this rank's device has given up.
   void check(int rank);
+  /// As Communicator::spent().
+  std::map<std::string, Communicator::Spent> spent(int rank) const;
 
   void wake() override;
   /// Waits for the devices when one of them has given up; they count from zero again then.
@@ -49,6 +53,7 @@ class CudaGroup final : public HostGroup {
   const bool peers_;
   int blocks_ = kBlocks;
   std::vector<World> worlds_;
+  std::vector<char*> staging_;  // kStaging bytes of every rank's, and its flags
 };
 
 }  // namespace comfytp::comm::cuda

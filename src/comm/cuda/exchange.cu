@@ -1,14 +1,14 @@
 // One kernel a rank and collective.
 //
-// Rounds are counted by `epoch`, which the kernels count on themselves in device memory, so that they can be recorded and replayed.
-// Round e stages in half e % 2. Its last use was round e-2, and nobody reads that any more: this rank has seen its peers' flags of
-// round e-1, of every block that this took part in it, and a peer's block sets that flag behind its reads of round e-2 (in the same
-// kernel), or in a later kernel than those, which the stream has not begun before they were done. Blocks that a kernel does not have are
-// counted on as well: all blocks of a group are always in the same half.
+// Rounds are counted by `epoch`, which the kernels count on themselves in device memory, so that they can be recorded and replayed. What
+// a round exchanges is on its way while the one before it is taken: a block gives for round e+1, tells so, and then waits for round e.
+// Round e+1 writes to buffer (e+1) % 4 of what a peer reads, last used in round e-3, which nobody reads any more: this rank has seen its
+// peers' flags of round e-1, of every block that this took part in it, and a peer's block sets that flag behind its reads of round e-3 (in
+// the same kernel), or in a later kernel than those, which the stream has not begun before they were done. Blocks that a kernel does not
+// have are counted on as well: all blocks of a group are always in the same round.
 //
-// A peer may be one round ahead, never two, so a flag is there when it is e or e+1.
-#include "backend/cuda/elements.cuh"
-#include "comm/cuda/exchange.h"
+// A peer may be three rounds ahead, no more: it gives for e+3 when it has seen e+1, and for e+4 it would have to see e+2.
+#include "comm/cuda/exchange.cuh"
 
 namespace comfytp::comm::cuda {
 namespace {
@@ -17,156 +17,48 @@ using backend::cuda::from_float;
 using backend::cuda::Pack;
 using backend::cuda::to_float;
 
-constexpr int kAhead = 4;  // loads in flight a thread
+constexpr int kSumAhead = 2;  // loads in flight a thread, of each summand
 
-__device__ __forceinline__ std::uint32_t load_acquire(const std::uint32_t* p) {
-  std::uint32_t v;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void store_release(std::uint32_t* p, std::uint32_t v) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
-}
-
-__device__ __forceinline__ std::uint64_t nanoseconds() {
-  std::uint64_t t;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-  return t;
-}
-
-// From staging, which others write: never from a cache that does not know.
-template <typename W>
-__device__ __forceinline__ W load_staged(const W* p) {
-  return *const_cast<const volatile W*>(p);
-}
-template <>
-__device__ __forceinline__ uint4 load_staged(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
-  return v;
-}
-template <typename T>
-__device__ __forceinline__ float staged_float(const char* p) {
-  if constexpr (sizeof(T) == 4) {
-    return load_staged(reinterpret_cast<const float*>(p));
-  } else {
-    const std::uint16_t bits = load_staged(reinterpret_cast<const std::uint16_t*>(p));
-    T v;
-    memcpy(&v, &bits, sizeof(T));
-    return to_float(v);
-  }
-}
-
-// In words from v.data.
-__device__ __forceinline__ std::int64_t offset_of(const Strided& v, std::uint32_t i) {
-  std::int64_t offset = 0;
-  for (int d = v.dims - 1; d > 0; --d) {
-    const std::uint32_t q = i / v.size[d];
-    offset += (i - q * v.size[d]) * v.stride[d];
-    i = q;
-  }
-  return offset + i * v.stride[0];
-}
-
-template <typename Body>
-__device__ __forceinline__ void with_word(int bytes, const Body& body) {
-  switch (bytes) {
-    case 16: return body(uint4{});
-    case 8: return body(std::uint64_t{});
-    case 4: return body(std::uint32_t{});
-    case 2: return body(std::uint16_t{});
-    default: return body(std::uint8_t{});
-  }
-}
-
-// `bytes` bytes of v from byte `lo` on, into staging.
-__device__ void stage(const Strided& v, std::int64_t lo, std::uint32_t bytes, char* to) {
-  with_word(v.word, [&](auto tag) {
-    using W = decltype(tag);
-    const W* from = reinterpret_cast<const W*>(v.data);
-    const std::uint32_t first = v.begin + static_cast<std::uint32_t>(lo / sizeof(W)), words = bytes / sizeof(W);
-    for (std::uint32_t i = threadIdx.x; i < words; i += kThreads * kAhead) {
-      W x[kAhead];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k)
-        if (i + k * kThreads < words) x[k] = from[offset_of(v, first + i + k * kThreads)];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k)
-        if (i + k * kThreads < words) reinterpret_cast<W*>(to)[i + k * kThreads] = x[k];
-    }
-    const char* rest = reinterpret_cast<const char*>(from + first);
-    for (std::uint32_t i = words * sizeof(W) + threadIdx.x; i < bytes; i += kThreads) to[i] = rest[i];
-  });
-}
-
-// The way back.
-__device__ void unstage(const char* from, const Strided& v, std::int64_t lo, std::uint32_t bytes) {
-  with_word(v.word, [&](auto tag) {
-    using W = decltype(tag);
-    W* to = reinterpret_cast<W*>(v.data);
-    const std::uint32_t first = v.begin + static_cast<std::uint32_t>(lo / sizeof(W)), words = bytes / sizeof(W);
-    for (std::uint32_t i = threadIdx.x; i < words; i += kThreads * kAhead) {
-      W x[kAhead];
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k)
-        if (i + k * kThreads < words) x[k] = load_staged(reinterpret_cast<const W*>(from) + i + k * kThreads);
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k)
-        if (i + k * kThreads < words) to[offset_of(v, first + i + k * kThreads)] = x[k];
-    }
-    char* rest = reinterpret_cast<char*>(to + first);
-    for (std::uint32_t i = words * sizeof(W) + threadIdx.x; i < bytes; i += kThreads) rest[i] = load_staged(from + i);
-  });
-}
-
-// By all blocks together.
-__device__ void copy(const Strided& a, const Strided& b) {
-  with_word(a.word, [&](auto tag) {
-    using W = decltype(tag);
-    const W* from = reinterpret_cast<const W*>(a.data);
-    W* to = reinterpret_cast<W*>(b.data);
-    const auto words = static_cast<std::uint32_t>(a.bytes / sizeof(W));
-    const std::uint32_t threads = gridDim.x * kThreads, me = blockIdx.x * kThreads + threadIdx.x;
-    for (std::uint32_t i = me; i < words; i += threads) to[offset_of(b, i)] = from[offset_of(a, i)];
-    for (std::int64_t i = std::int64_t{words} * sizeof(W) + me; i < a.bytes; i += threads) b.data[i] = a.data[i];
-  });
-}
-
-// The sum of `bytes` bytes at `at` of all ranks' staging, in the order of the ranks. Hands on 16 bytes (by their number) where `packed`,
-// and single elements.
+// The sum of `bytes` bytes from byte `lo` of own_from on and what the peers gave for it at `at`, in the order of the ranks. Hands on 16
+// bytes (by their number) and single elements.
 template <typename T, typename StorePack, typename StoreOne>
-__device__ void sum_staged(const World& w, std::int64_t at, std::uint32_t bytes, bool packed, const StorePack& store_pack, const StoreOne& store_one) {
+__device__ void sum_given(const Exchange& x, std::int64_t lo, std::int64_t at, std::uint32_t bytes, const StorePack& store_pack,
+                          const StoreOne& store_one) {
   constexpr int kSize = Pack<T>::size;
-  const std::uint32_t packs = packed ? bytes / 16 : 0;
-  for (std::uint32_t i = threadIdx.x; i < packs; i += kThreads * kAhead) {
-    float total[kAhead][kSize];
-    const auto add = [&](const uint4& bits, float* sum, bool first) {
-      Pack<T> x;
-      *reinterpret_cast<uint4*>(&x) = bits;
+  const World& w = x.world;
+  const Strided& own = x.own_from;
+  const bool packed = own.word == 16;
+  const std::uint32_t first = own.begin + static_cast<std::uint32_t>(lo / own.word), packs = packed ? bytes / 16 : 0;
+  for (std::uint32_t i = threadIdx.x; i < packs; i += kThreads * kSumAhead) {
+    float total[kSumAhead][kSize];
+    const auto load = [&](int r, std::uint32_t n) {
+      return r == w.rank ? reinterpret_cast<const uint4*>(own.data)[offset_of(own, first + n)]
+                         : load_staged(reinterpret_cast<const uint4*>(w.in[r] + at + place(x, 0, r, w.rank)) + n);
+    };
+    const auto add = [&](const uint4& bits, float* sum, bool begin) {
+      Pack<T> p;
+      *reinterpret_cast<uint4*>(&p) = bits;
 #pragma unroll
-      for (int j = 0; j < kSize; ++j) sum[j] = first ? to_float(x.v[j]) : sum[j] + to_float(x.v[j]);
+      for (int j = 0; j < kSize; ++j) sum[j] = begin ? to_float(p.v[j]) : sum[j] + to_float(p.v[j]);
     };
     for (int r = 0; r < w.ranks; r += 2) {  // two ranks' loads at once
       const bool two = r + 1 < w.ranks;
-      const auto* from = reinterpret_cast<const uint4*>(w.staging[r] + at);
-      const auto* then = reinterpret_cast<const uint4*>(w.staging[two ? r + 1 : r] + at);
-      uint4 x[kAhead], y[kAhead];
+      uint4 a[kSumAhead], b[kSumAhead];
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k)
+      for (int k = 0; k < kSumAhead; ++k)
         if (i + k * kThreads < packs) {
-          x[k] = load_staged(from + i + k * kThreads);
-          if (two) y[k] = load_staged(then + i + k * kThreads);
+          a[k] = load(r, i + k * kThreads);
+          if (two) b[k] = load(r + 1, i + k * kThreads);
         }
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k)
+      for (int k = 0; k < kSumAhead; ++k)
         if (i + k * kThreads < packs) {
-          add(x[k], total[k], r == 0);
-          if (two) add(y[k], total[k], false);
+          add(a[k], total[k], r == 0);
+          if (two) add(b[k], total[k], false);
         }
     }
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k)
+    for (int k = 0; k < kSumAhead; ++k)
       if (i + k * kThreads < packs) {
         Pack<T> sum;
 #pragma unroll
@@ -175,15 +67,21 @@ __device__ void sum_staged(const World& w, std::int64_t at, std::uint32_t bytes,
       }
   }
   for (std::uint32_t i = packs * kSize + threadIdx.x; i < bytes / sizeof(T); i += kThreads) {
-    float sum = staged_float<T>(w.staging[0] + at + i * sizeof(T));
-    for (int r = 1; r < w.ranks; ++r) sum += staged_float<T>(w.staging[r] + at + i * sizeof(T));
+    float sum = 0;
+    for (int r = 0; r < w.ranks; ++r) {
+      // Of its own: behind the last whole 16 bytes of what is dense, or anywhere.
+      const std::int64_t n = packed ? std::int64_t{first} * kSize + i : offset_of(own, first + i);
+      const float v = r == w.rank ? to_float(reinterpret_cast<const T*>(own.data)[n])
+                                  : staged_float<T>(w.in[r] + at + place(x, 0, r, w.rank) + i * sizeof(T));
+      sum = r == 0 ? v : sum + v;
+    }
     store_one(i, from_float<T>(sum));
   }
 }
 
 __device__ __forceinline__ int flag_of(int phase, int rank) { return (phase * kBlocks + static_cast<int>(blockIdx.x)) * kMaxRanks + rank; }
 
-// Tells the peers that all threads' writes to staging are done.
+// Tells the peers that all threads' writes for them are done.
 __device__ void signal(const World& w, int phase, std::uint32_t epoch) {
   __syncthreads();
   const int peer = static_cast<int>(threadIdx.x);
@@ -197,7 +95,7 @@ __device__ bool wait(const World& w, int phase, std::uint32_t epoch, std::uint32
   if (peer < w.ranks && peer != w.rank) {
     const std::uint32_t* flag = w.flags[w.rank] + flag_of(phase, peer);
     std::uint64_t begin = 0;
-    for (std::uint32_t polls = 1; load_acquire(flag) - epoch > 1; ++polls) {
+    for (std::uint32_t polls = 1; load_acquire(flag) - epoch >= kBuffers; ++polls) {
       if (polls % 64 != 0) continue;  // the host's memory is far away
       const std::uint64_t now = nanoseconds();
       if (begin == 0) begin = now;
@@ -219,59 +117,103 @@ __device__ bool wait(const World& w, int phase, std::uint32_t epoch, std::uint32
   return __syncthreads_or(failed) == 0;
 }
 
+// What the first block of a rank's kernel spends on waiting, and on the rest.
+class Watch {
+ public:
+  __device__ Watch() : on_(blockIdx.x == 0 && threadIdx.x == 0), begin_(on_ ? nanoseconds() : 0) {}
+  __device__ void waits() { if (on_) since_ = nanoseconds(); }
+  __device__ void goes_on() { if (on_) waiting_ += nanoseconds() - since_; }
+  __device__ void stop(Spent& spent) {
+    if (!on_) return;
+    spent.waiting += waiting_;
+    spent.moving += nanoseconds() - begin_ - waiting_;
+    ++spent.calls;
+  }
+
+ private:
+  const bool on_;
+  const std::uint64_t begin_;
+  std::uint64_t since_ = 0, waiting_ = 0;
+};
+
 // T is the type that is summed, or char where elements only move.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) exchange(const __grid_constant__ Exchange x) {
+__global__ void __launch_bounds__(kThreads, 2) exchange(const __grid_constant__ Exchange x) {
   const World& w = x.world;
   const int block = static_cast<int>(blockIdx.x);
-  if (__syncthreads_or(*static_cast<volatile std::uint32_t*>(&w.local->failed) != 0)) return;  // until the host has put things right
+  Watch watch;
   const std::uint32_t before = *static_cast<volatile std::uint32_t*>(&w.local->epoch[block]);
-  for (int round = 0; round < x.rounds; ++round) {
-    const std::uint32_t epoch = before + 1 + static_cast<std::uint32_t>(round);
-    const std::int64_t region = (epoch & 1) * kHalf + std::int64_t{block} * kRegion;
-    const std::int64_t lo = (std::int64_t{round} * gridDim.x + block) * x.chunk;
-    const auto bytes_of = [&](const Strided& v) {
-      return static_cast<std::uint32_t>(v.bytes <= lo ? 0 : v.bytes - lo < x.chunk ? v.bytes - lo : x.chunk);
-    };
-    for (int s = 0; s < x.segments; ++s) {
-      const std::uint32_t bytes = bytes_of(x.give[s]);
-      if (bytes) stage(x.give[s], lo, bytes, w.staging[w.rank] + region + std::int64_t{s} * x.chunk);
+  if (__syncthreads_or(*static_cast<volatile std::uint32_t*>(&w.local->failed) != 0)) return;  // until the host has put things right
+  const auto epoch_of = [&](int round) { return before + 1 + static_cast<std::uint32_t>(round); };
+  const auto buffer_of = [&](int round) { return (std::int64_t{epoch_of(round) % kBuffers} * kBlocks + block) * w.region; };
+  const auto begin_of = [&](int round) { return (std::int64_t{round} * gridDim.x + block) * x.chunk; };
+  const auto bytes_of = [&](const Strided& v, int round) {
+    const std::int64_t lo = begin_of(round);
+    return static_cast<std::uint32_t>(v.bytes <= lo ? 0 : v.bytes - lo < x.chunk ? v.bytes - lo : x.chunk);
+  };
+  const auto give_all = [&](int round) {
+    const std::int64_t at = buffer_of(round), lo = begin_of(round);
+    if (x.segments == 1) {
+      give(w, x.give[0], lo, bytes_of(x.give[0], round), all_readers(w), at);
+    } else {
+      for (int i = 1; i < w.ranks; ++i) {
+        const int r = (w.rank + i) % w.ranks;  // so that not all write to one
+        const std::uint32_t bytes = bytes_of(x.give[r], round);
+        if (bytes) give(w, x.give[r], lo, bytes, {r, r + 1}, at + place(x, 0, w.rank, r));
+      }
     }
-    signal(w, 0, epoch);
-    if (round == 0 && x.own_from.bytes) copy(x.own_from, x.own_to);
-    if (!wait(w, 0, epoch, x.op)) return;
-    const std::int64_t at = region + std::int64_t{x.segment} * x.chunk;
+    signal(w, 0, epoch_of(round));
+  };
+  for (int round = -1; round < x.rounds; ++round) {
+    if (round + 1 < x.rounds) give_all(round + 1);
+    if (round < 0) {
+      if constexpr (std::is_same_v<T, char>) {
+        if (x.own_from.bytes) copy(x.own_from, x.own_to);
+      }
+      continue;
+    }
+    const std::int64_t at = buffer_of(round), lo = begin_of(round);
+    const auto come = [&](int phase) {
+      watch.waits();
+      const bool there = wait(w, phase, epoch_of(round), x.op);
+      watch.goes_on();
+      return there;
+    };
+    if (!come(0)) return;
     if constexpr (std::is_same_v<T, char>) {
       for (int i = 1; i < w.ranks; ++i) {
-        const int r = (w.rank + i) % w.ranks;  // so that not all read from one
-        const std::uint32_t bytes = bytes_of(x.take[r]);
-        if (bytes) unstage(w.staging[r] + at, x.take[r], lo, bytes);
-      }
-    } else if (x.kind == Kind::sum) {
-      const Strided& v = x.take[0];
-      const std::uint32_t bytes = bytes_of(v), first = v.begin + static_cast<std::uint32_t>(lo / v.word);
-      const bool packed = v.word == 16;
-      if (bytes)
-        sum_staged<T>(
-            w, at, bytes, packed, [&](std::uint32_t i, const Pack<T>& sum) { reinterpret_cast<Pack<T>*>(v.data)[offset_of(v, first + i)] = sum; },
-            [&](std::uint32_t i, T sum) {
-              // Behind the last whole 16 bytes of what is dense, or anywhere.
-              reinterpret_cast<T*>(v.data)[packed ? std::int64_t{first} * Pack<T>::size + i : offset_of(v, first + i)] = sum;
-            });
-    } else {
-      // Nobody else reads this rank's own segment of its own staging: the sum takes its place.
-      const std::uint32_t mine = bytes_of(x.take[w.rank]);
-      char* to = w.staging[w.rank] + at;
-      if (mine)
-        sum_staged<T>(
-            w, at, mine, true, [&](std::uint32_t i, const Pack<T>& sum) { reinterpret_cast<Pack<T>*>(to)[i] = sum; },
-            [&](std::uint32_t i, T sum) { reinterpret_cast<T*>(to)[i] = sum; });
-      signal(w, 1, epoch);
-      if (!wait(w, 1, epoch, x.op)) return;
-      for (int i = 0; i < w.ranks; ++i) {
         const int r = (w.rank + i) % w.ranks;
-        const std::uint32_t bytes = bytes_of(x.take[r]);
-        if (bytes) unstage(w.staging[r] + region + std::int64_t{r} * x.chunk, x.take[r], lo, bytes);
+        const std::uint32_t bytes = bytes_of(x.take[r], round);
+        if (bytes) take(w.in[r] + at + place(x, 0, r, w.rank), x.take[r], lo, bytes);
+      }
+    } else {
+      const bool twice = x.kind == Kind::sum_twice;
+      const Strided& v = x.own_to;
+      const std::uint32_t bytes = bytes_of(v, round), first = v.begin + static_cast<std::uint32_t>(lo / v.word);
+      const Readers readers = twice ? all_readers(w) : Readers{0, 0};
+      const auto each_reader = [&](const auto& body) {
+        for (int r = readers.first; r < readers.last; ++r)
+          if (r != w.rank) body(w.out[r] + at + place(x, 1, w.rank, r));
+      };
+      if (bytes)
+        sum_given<T>(
+            x, lo, at, bytes,
+            [&](std::uint32_t i, const Pack<T>& sum) {
+              reinterpret_cast<Pack<T>*>(v.data)[offset_of(v, first + i)] = sum;
+              each_reader([&](char* to) { reinterpret_cast<Pack<T>*>(to)[i] = sum; });
+            },
+            [&](std::uint32_t i, T sum) {
+              reinterpret_cast<T*>(v.data)[v.word == 16 ? std::int64_t{first} * Pack<T>::size + i : offset_of(v, first + i)] = sum;
+              each_reader([&](char* to) { reinterpret_cast<T*>(to)[i] = sum; });
+            });
+      if (twice) {
+        signal(w, 1, epoch_of(round));
+        if (!come(1)) return;
+        for (int i = 1; i < w.ranks; ++i) {
+          const int r = (w.rank + i) % w.ranks;
+          const std::uint32_t theirs = bytes_of(x.take[r], round);
+          if (theirs) take(w.in[r] + at + place(x, 1, r, w.rank), x.take[r], lo, theirs);
+        }
       }
     }
   }
@@ -279,6 +221,7 @@ __global__ void __launch_bounds__(kThreads) exchange(const __grid_constant__ Exc
   if (threadIdx.x == 0) w.local->epoch[block] = after;
   if (block == 0)
     for (int b = static_cast<int>(gridDim.x + threadIdx.x); b < kBlocks; b += kThreads) w.local->epoch[b] = after;
+  watch.stop(w.local->spent[x.op]);
 }
 
 }  // namespace

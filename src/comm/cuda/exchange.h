@@ -1,8 +1,10 @@
 // What the ranks of a group do in one collective, in one kernel a rank. Known to host and device code.
 //
-// Every rank publishes what its peers need of it in its own *staging* memory, tells them by a flag, waits for their flags, and takes
-// what it needs from their staging. A message is cut into chunks; in a round every block stages one chunk, and waits for nothing but
-// the same block of its peers: all ranks cut a message alike, so no barrier within a grid is needed.
+// Every rank puts what a peer needs of it where that peer finds it, tells it by a flag, waits for the peers' flags, and takes what they
+// put there for it. Between devices that reach each other that place is the reader's own memory: writes are on their way while more
+// follow, where a read would wait for the link twice. Otherwise it is memory of the host. A message is cut into chunks; in a round every
+// block gives one chunk, and waits for nothing but the same block of its peers: all ranks cut a message alike, so no barrier within a grid
+// is needed.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,10 +16,11 @@
 namespace comfytp::comm::cuda {
 
 constexpr int kMaxRanks = 16, kMaxDims = 6;
-constexpr int kThreads = 512;
-constexpr int kBlocks = 48;                         ///< at most: two ranks of one GPU must both find room on it
-constexpr std::uint32_t kRegion = 128 << 10;        ///< bytes that a block stages in a round
-constexpr std::int64_t kHalf = std::int64_t{kBlocks} * kRegion;
+constexpr int kThreads = 256;
+constexpr int kBlocks = 128;                        ///< at most: what waits must find room beside what it waits for
+constexpr std::uint32_t kRegion = 32 << 10;         ///< bytes that a block gives in a round, to all its peers together
+constexpr int kBuffers = 4;                         ///< that rounds take turns in
+constexpr std::int64_t kStaging = std::int64_t{kBuffers} * kBlocks * kRegion;  ///< a rank
 constexpr int kFlags = 2 * kBlocks * kMaxRanks;     ///< by phase, block and the rank that sets it
 
 /// A part of a tensor whose elements are counted in an order that all ranks agree on: dimensions, outermost first, in words.
@@ -31,10 +34,18 @@ struct Strided {
   std::int64_t stride[kMaxDims] = {1};
 };
 
+/// Since the group was made: nanoseconds, and calls.
+struct Spent {
+  unsigned long long waiting, moving, calls;
+};
+constexpr int kOps = 4;
+constexpr const char* kOpNames[kOps] = {"all_reduce", "reduce_scatter", "all_gather", "halo_exchange"};
+
 /// In a rank's device memory, for itself alone.
 struct Local {
   std::uint32_t epoch[kBlocks];  ///< rounds that have been; the same for all blocks between two kernels
   std::uint32_t failed;
+  Spent spent[kOps];             ///< by op, as the first block sees it
 };
 
 /// In page-locked host memory.
@@ -51,7 +62,10 @@ __host__ __device__ constexpr std::uint32_t fault(Fault kind, std::uint32_t miss
 /// A group as one of its ranks sees it.
 struct World {
   int rank = 0, ranks = 0;
-  char* staging[kMaxRanks] = {};        ///< two halves of kHalf bytes each, by rank
+  char* out[kMaxRanks] = {};            ///< where rank r finds what this one gives it: kBuffers times kBlocks regions
+  const char* in[kMaxRanks] = {};       ///< where this one finds what rank r gives it
+  std::uint32_t region = 0;             ///< bytes, a multiple of 16
+  bool shared = false;                  ///< all peers find it at one place
   std::uint32_t* flags[kMaxRanks] = {}; ///< kFlags, by the rank that waits for them
   Local* local = nullptr;
   Control* control = nullptr;
@@ -59,9 +73,9 @@ struct World {
 };
 
 enum class Kind {
-  move,      ///< take[r] is what rank r publishes for this one
-  sum,       ///< take[0] is the sum of what all ranks publish for this one
-  sum_twice  ///< all_reduce in slices: every rank sums segment `rank`, publishes that, and takes the others'
+  move,      ///< take[r] is what rank r gives this one
+  sum,       ///< own_to is the sum of what all ranks give this one
+  sum_twice  ///< all_reduce in slices: every rank sums segment `rank`, gives that to all, and takes the others'
 };
 
 struct Exchange {
@@ -70,12 +84,11 @@ struct Exchange {
   DType dtype = DType::f32;
   std::uint32_t op = 0;       ///< for messages
   int blocks = 1, rounds = 1;
-  std::uint32_t chunk = 0;    ///< bytes of each segment that a block stages in a round, a multiple of 16
-  int segments = 1;           ///< that a rank publishes: one for all, or one for each rank
-  int segment = 0;            ///< that this rank takes
-  Strided give[kMaxRanks];    ///< the segments
+  std::uint32_t chunk = 0;    ///< bytes of each segment that a block gives in a round, a multiple of 16
+  int segments = 1;           ///< that a rank gives: give[0] to all, or give[r] to rank r
+  Strided give[kMaxRanks];
   Strided take[kMaxRanks];
-  Strided own_from, own_to;   ///< copied within the rank, in equal words
+  Strided own_from, own_to;   ///< in equal words: copied within the rank, or its own summand and the sum
 };
 static_assert(sizeof(Exchange) <= 4096, "the parameters of a kernel");
 

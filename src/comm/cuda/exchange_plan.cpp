@@ -1,10 +1,8 @@
 #include "comm/cuda/exchange_plan.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <numeric>
-#include <string_view>
 
 #include "base/error.h"
 
@@ -12,6 +10,8 @@ namespace comfytp::comm::cuda {
 namespace {
 
 constexpr std::int64_t kOneShot = 512 << 10;  // bytes; below this a second wait costs more than every rank summing everything
+constexpr std::int64_t kGood = 12 << 10, kGoodShared = 8 << 10;  // bytes of a round of one block, where there are several
+constexpr std::int64_t kOwn = 16 << 10;       // bytes of a copy that are worth a block
 constexpr std::int64_t kLeast = 4096;         // bytes that are worth a block
 
 using Order = std::vector<std::size_t>;
@@ -81,24 +81,26 @@ Strided slice(Strided v, std::int64_t begin, std::int64_t bytes) {
 
 std::int64_t ceil_16(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
-// How segments of at most `longest` bytes are cut into chunks.
-void cut(Exchange& x, std::int64_t longest, int blocks) {
-  const std::int64_t most = kRegion / x.segments / 16 * 16, least = std::max<std::int64_t>(ceil_16(kLeast / x.segments), 512);
-  const auto chunk = std::clamp(ceil_16((longest + blocks - 1) / blocks), std::min(least, most), most);
+// How segments of at most `longest` bytes are cut into chunks, and how many blocks those and the copy of `own` bytes within a rank are worth.
+void cut(Exchange& x, std::int64_t longest, std::int64_t own, int blocks) {
+  const auto parts = x.world.shared ? x.segments : x.kind == Kind::sum_twice ? 2 : 1;  // that a region holds: see place()
+  const std::int64_t most = x.world.region / parts / 16 * 16, least = std::max<std::int64_t>(ceil_16(kLeast / x.segments), 512);
+  const auto share = (longest + blocks - 1) / blocks;
+  // Giving and taking go on at the same time where there are rounds for it: the host's memory is slow to write and to read.
+  const std::int64_t good = std::min(most, x.world.shared ? kGoodShared : std::max<std::int64_t>(share / 2, kGood));
+  const auto chunk = std::clamp(ceil_16(std::min(share, good)), std::min(least, most), most);
   x.chunk = static_cast<std::uint32_t>(chunk);
-  x.blocks = static_cast<int>(std::clamp<std::int64_t>((longest + chunk - 1) / chunk, 1, blocks));
+  x.blocks = static_cast<int>(std::clamp<std::int64_t>(std::max((longest + chunk - 1) / chunk, own / kOwn), 1, blocks));
   const auto round = chunk * x.blocks;
   x.rounds = static_cast<int>(std::max<std::int64_t>((longest + round - 1) / round, 1));
 }
 
-// A copy within the rank, in words that suit both.
-void copy_own(Exchange& x, const TensorView& from, const TensorView& to, const Order& order) {
-  const int word = std::min(strided(from, order, kWords).word, strided(to, order, kWords).word);
+// What the rank does within its own memory, in words that suit both: `words` may be used.
+void set_own(Exchange& x, const TensorView& from, const TensorView& to, const Order& order, const std::vector<int>& words) {
+  const int word = std::min(strided(from, order, words).word, strided(to, order, words).word);
   x.own_from = strided(from, order, {word});
   x.own_to = strided(to, order, {word});
 }
-
-constexpr std::array<std::string_view, 4> kOps = {"all_reduce", "reduce_scatter", "all_gather", "halo_exchange"};
 
 }  // namespace
 
@@ -111,51 +113,54 @@ Exchange plan_exchange(const World& world, const std::vector<Request>& requests,
   Exchange x;
   x.world = world;
   x.dtype = mine.in.dtype;
-  x.op = static_cast<std::uint32_t>(std::find(kOps.begin(), kOps.end(), mine.op) - kOps.begin());
-  std::int64_t longest = 0;
+  x.op = static_cast<std::uint32_t>(std::find(kOpNames, kOpNames + kOps, mine.op) - kOpNames);
+  std::int64_t longest = 0, own = 0;  // of all ranks
 
   if (mine.op == "all_reduce") {
     const auto total = mine.in.bytes();
     const Strided in = strided(mine.in, order, kWords);
+    set_own(x, mine.in, mine.out, order, kSums);
     if (count <= 2 || total <= kOneShot) {
       x.kind = Kind::sum;
       x.give[0] = in;
-      x.take[0] = strided(mine.out, order, kSums);
       longest = total;
     } else {
       x.kind = Kind::sum_twice;
       x.segments = world.ranks;
-      x.segment = world.rank;
       const Strided out = strided(mine.out, order, kWords);
       longest = ceil_16((total + world.ranks - 1) / world.ranks);
       for (std::size_t r = 0; r < count; ++r) {
         const auto begin = std::min(static_cast<std::int64_t>(r) * longest, total), bytes = std::min(longest, total - begin);
         x.give[r] = slice(in, begin, bytes);
         x.take[r] = slice(out, begin, bytes);
+        if (r != me) continue;
+        x.own_from = slice(x.own_from, begin, bytes);
+        x.own_to = slice(x.own_to, begin, bytes);
       }
     }
   } else if (mine.op == "reduce_scatter") {
     x.kind = Kind::sum;
     x.segments = world.ranks;
-    x.segment = world.rank;
     for (std::size_t r = 0; r < count; ++r) {
-      x.give[r] = strided(part_of(mine.in, mine.dim, bounds[r], bounds[r + 1]), order, kWords);
-      longest = std::max(longest, x.give[r].bytes);
+      const TensorView part = part_of(mine.in, mine.dim, bounds[r], bounds[r + 1]);
+      longest = std::max(longest, part.bytes());
+      if (r == me)
+        set_own(x, part, mine.out, order, kSums);
+      else
+        x.give[r] = strided(part, order, kWords);
     }
-    x.take[0] = strided(mine.out, order, kSums);
   } else if (mine.op == "all_gather") {
     x.give[0] = strided(mine.in, order, kWords);
     for (std::size_t r = 0; r < count; ++r) {
       longest = std::max(longest, requests[r].in.bytes());
       const TensorView to = part_of(mine.out, mine.dim, bounds[r], bounds[r + 1]);
       if (r == me)
-        copy_own(x, mine.in, to, order);
+        set_own(x, mine.in, to, order, kWords);
       else
         x.take[r] = strided(to, order, kWords);
     }
   } else {
     x.segments = world.ranks;
-    x.segment = world.rank;
     const auto common = [&](std::size_t from, std::size_t to) {
       return intersect({bounds[from], bounds[from + 1]}, {mine.need_lo[to], mine.need_hi[to]});
     };
@@ -165,18 +170,19 @@ Exchange plan_exchange(const World& world, const std::vector<Request>& requests,
     for (std::size_t d = 0; d < mine.in.shape.size(); ++d)
       if (static_cast<int>(d) != mine.dim) row *= mine.in.shape[d];
     for (std::size_t r = 0; r < count; ++r) {
+      own = std::max(own, common(r, r).size() * row);
       for (std::size_t to = 0; to < count; ++to)
         if (to != r) longest = std::max(longest, common(r, to).size() * row);
       const Interval given = common(me, r), taken = common(r, me);
       if (r == me) {
-        if (given.size()) copy_own(x, have(given), want(given), order);
+        if (given.size()) set_own(x, have(given), want(given), order, kWords);
         continue;
       }
       if (given.size()) x.give[r] = strided(have(given), order, kWords);
       if (taken.size()) x.take[r] = strided(want(taken), order, kWords);
     }
   }
-  cut(x, longest, blocks);
+  cut(x, longest, own, blocks);
   return x;
 }
 
