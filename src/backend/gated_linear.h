@@ -10,38 +10,44 @@
 
 namespace comfytp::backend {
 
-/// The value's projection goes to the output, the gate's to the workspace, and the product over the value's.
+/// The value's projection goes to the output, the gate's to the workspace, and the product over the value's. The linears add the biases,
+/// so that they are rounded once.
 class ComposedGatedLinear final : public Kernel {
  public:
   /// `compile(node, in, out)` makes the backend's kernel of a node.
   template <typename Compile>
   ComposedGatedLinear(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out, const Compile& compile)
       : gate_bytes_((out[0].type.bytes() + kPlaces - 1) / kPlaces * kPlaces) {
-    const graph::Node linear{&graph::find_op("linear"), {}, {}, {}, node.name}, glu{&graph::find_op("glu"), node.attrs, {}, {}, node.name};
-    kernels_[0] = compile(linear, std::array{in[0], in[1]}, out);
-    kernels_[1] = compile(linear, std::array{in[0], in[2]}, out);
-    std::vector<Operand> operands = {out[0], out[0]};
-    operands.insert(operands.end(), in.begin() + 3, in.end());
-    kernels_[2] = compile(glu, operands, out);
+    const auto& biases = node.attrs.text("biases");
+    if (biases.starts_with("value")) biases_[0] = 3;
+    if (biases.ends_with("gate")) biases_[1] = in.size() - 1;
+    for (std::size_t i : {0, 1}) {
+      const graph::Node linear{&graph::find_op("linear"), {{"epilogue", biases_[i] ? "bias" : ""}}, {}, {}, node.name};
+      std::vector<Operand> operands = {in[0], in[1 + i]};
+      if (biases_[i]) operands.push_back(in[biases_[i]]);
+      linears_[i] = compile(linear, operands, out);
+    }
+    const graph::Node glu{&graph::find_op("glu"), {{"activation", node.attrs.text("activation")}, {"biases", ""}}, {}, {}, node.name};
+    glu_ = compile(glu, std::array{out[0], out[0]}, out);
   }
   std::int64_t workspace_bytes() const override {
-    std::int64_t most = 0;
-    for (const auto& kernel : kernels_) most = std::max(most, kernel->workspace_bytes());
-    return gate_bytes_ + most;
+    return gate_bytes_ + std::max({linears_[0]->workspace_bytes(), linears_[1]->workspace_bytes(), glu_->workspace_bytes()});
   }
   void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
     void *gate = workspace, *work = static_cast<char*>(workspace) + gate_bytes_;
-    kernels_[0]->run(std::array{in[0], in[1]}, out, work);
-    kernels_[1]->run(std::array{in[0], in[2]}, std::array{gate}, work);
-    std::vector<const void*> operands = {out[0], gate};
-    operands.insert(operands.end(), in.begin() + 3, in.end());
-    kernels_[2]->run(operands, out, work);
+    for (std::size_t i : {0, 1}) {
+      const std::array operands = {in[0], in[1 + i], biases_[i] ? in[biases_[i]] : nullptr};
+      linears_[i]->run(std::span(operands).first(biases_[i] ? 3 : 2), std::array{i == 0 ? out[0] : gate}, work);
+    }
+    glu_->run(std::array<const void*, 2>{out[0], gate}, out, work);
   }
 
  private:
   static constexpr std::int64_t kPlaces = 256;  // what begins in a workspace, begins at a multiple
   std::int64_t gate_bytes_;
-  std::array<std::unique_ptr<Kernel>, 3> kernels_;
+  std::array<std::size_t, 2> biases_{};  ///< numbers of the inputs; 0: none
+  std::array<std::unique_ptr<Kernel>, 2> linears_;
+  std::unique_ptr<Kernel> glu_;
 };
 
 }  // namespace comfytp::backend
