@@ -36,7 +36,7 @@ __device__ __forceinline__ void apply_activation(StepKind kind, float (&v)[N]) {
     COMFYTP_STEP(gelu_tanh, gelu_tanh_of(x))
     COMFYTP_STEP(sigmoid, sigmoid_of(x))
     COMFYTP_STEP(tanh, tanhf(x))
-    COMFYTP_STEP(relu, fmaxf(x, 0.f))
+    COMFYTP_STEP(relu, x < 0.f ? 0.f : x)  // of no number none
 #undef COMFYTP_STEP
     default: break;
   }
