@@ -14,6 +14,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 
 import torch
 import torch.distributed as dist
@@ -99,8 +100,9 @@ def main():
     for r in report["results"]:
         times.setdefault((r["op"], r["dtype"], r["bytes"]), {})[r["communicator"]] = r["seconds"]
     cases = list(times)
-    for case, seconds in zip(cases, nccl(cases, len(report["devices"]), "/tmp/comfytp-nccl.json")):
-        times[case]["nccl"] = seconds
+    with tempfile.TemporaryDirectory() as folder:
+        for case, seconds in zip(cases, nccl(cases, len(report["devices"]), os.path.join(folder, "nccl.json"))):
+            times[case]["nccl"] = seconds
 
     names = list(times[cases[0]])
     print(f"{'collective':15}{'dtype':6}{'bytes':>12}" + "".join(f"{name + ' us':>12}" for name in names))

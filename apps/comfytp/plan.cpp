@@ -95,7 +95,7 @@ ordered_json to_json(const planner::Plan& plan, const Options& options, const mo
 }
 
 void print(const planner::Plan& plan, const models::UNetCall& call, const Whole& whole, const std::vector<runtime::DeviceReport>& devices,
-           const std::vector<Rank>& ranks, const std::vector<std::string>& notes, const std::optional<std::string>& link) {
+           const std::vector<Rank>& ranks, const std::vector<std::string>& notes, const std::optional<planner::Link>& link) {
   const auto mesh = plan.mesh.to_string();
   fmt::print("mesh {}, weights {}, {}x{} pixels, batch {}, {} tokens\n", mesh.empty() ? "of one device" : mesh,
              plan.placement == sharding::Placement::gathered ? "gathered" : "resident", call.width * 8, call.height * 8, call.batch,
@@ -131,7 +131,7 @@ void print(const planner::Plan& plan, const models::UNetCall& call, const Whole&
     print_table(rows);
   }
   if (const double predicted = predicted_seconds(ranks); predicted > 0)
-    fmt::print("\npredicted, not measured: {} a step over a link of {}\n", seconds_text(predicted), planner::link_from(*link).to_string());
+    fmt::print("\npredicted, not measured: {} a step over a link of {}\n", seconds_text(predicted), link->to_string());
   for (const auto& note : notes) fmt::print("note: {}\n", note);
 }
 
@@ -239,7 +239,7 @@ int plan(const Options& options) {
   if (options.json) {
     fmt::print("{}\n", to_json(plan, options, call, whole, devices, ranks, notes).dump(2));
   } else {
-    print(plan, call, whole, devices, ranks, notes, options.link);
+    print(plan, call, whole, devices, ranks, notes, link);
     if (options.dump) dump(whole_graph, denoiser->engine().partition(*compiled), ranks);
   }
   return 0;

@@ -127,7 +127,7 @@ class Programs {
       engine_->run(*handle.compiled, in, out, options);
     };
     return run_call(*engine_, *handle.compiled, out, options, work,
-                    [&](const std::function<void()>&) { interruptible([&] { engine_->run(*handle.compiled, in, out, options); }, watch); });
+                    [&](const auto& call) { listening(call, watch); });
   }
   void check() {
     const nb::gil_scoped_release release;
@@ -156,13 +156,17 @@ class Programs {
   };
 
   void interruptible(const std::function<void()>& work, const nb::object& watch = nb::none()) {
-    progress_->total = 0;
-    run_interruptible(
+    listening(
         [&] {
           const std::lock_guard lock(calls_);
           work();
         },
-        [&] { engine_->cancel(); }, watch.is_none() ? std::function<void()>() : [&] { watch(); });
+        watch);
+  }
+  // `work` takes the lock itself.
+  void listening(const std::function<void()>& work, const nb::object& watch) {
+    progress_->total = 0;
+    run_interruptible(work, [&] { engine_->cancel(); }, watch.is_none() ? std::function<void()>() : [&] { watch(); });
   }
 
   const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();

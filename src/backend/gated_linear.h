@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "graph/ops/glu.h"
 
 namespace comfytp::backend {
 
@@ -18,9 +19,8 @@ class ComposedGatedLinear final : public Kernel {
   template <typename Compile>
   ComposedGatedLinear(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out, const Compile& compile)
       : gate_bytes_((out[0].type.bytes() + kPlaces - 1) / kPlaces * kPlaces) {
-    const auto& biases = node.attrs.text("biases");
-    if (biases.starts_with("value")) biases_[0] = 3;
-    if (biases.ends_with("gate")) biases_[1] = in.size() - 1;
+    const auto [value_bias, gate_bias] = graph::glu_biases(node.attrs, 3);
+    biases_ = {value_bias, gate_bias};
     for (std::size_t i : {0, 1}) {
       const graph::Node linear{&graph::find_op("linear"), {{"epilogue", biases_[i] ? "bias" : ""}}, {}, {}, node.name};
       std::vector<Operand> operands = {in[0], in[1 + i]};

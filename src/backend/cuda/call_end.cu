@@ -16,22 +16,12 @@ __device__ __forceinline__ std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-__device__ __forceinline__ std::int64_t offset_of(const StridedCopy& c, std::int64_t i) {
-  std::int64_t offset = 0;
-  for (int d = c.rank - 1; d > 0; --d) {
-    const std::int64_t q = i / c.size[d];
-    offset += (i - q * c.size[d]) * c.from[d];
-    i = q;
-  }
-  return c.rank > 0 ? offset + i * c.from[0] : 0;
-}
-
 // An element is mixed with its place, so that sums in any order will do.
 template <typename Word>
 __global__ void __launch_bounds__(kThreads) digest(StridedCopy c, const Word* data, std::int64_t count, ulonglong2* partial) {
   std::uint64_t a = 0, b = 0;
   for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < count; i += std::int64_t{gridDim.x} * kThreads) {
-    const auto v = static_cast<std::uint64_t>(data[offset_of(c, i)]);
+    const auto v = static_cast<std::uint64_t>(data[offset_in(c.rank, c.size, c.from, i)]);
     a += mix(v ^ mix(static_cast<std::uint64_t>(i) + 0x9e3779b97f4a7c15ull));
     b += mix(v ^ mix(static_cast<std::uint64_t>(i) ^ 0xd1b54a32d192ed03ull));
   }
@@ -55,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) end(StridedCopy c, T* data, std::int
   failed = __syncthreads_or(failed) != 0;
   bool bad = false;
   for (std::int64_t i = blockIdx.x * std::int64_t{kThreads} + threadIdx.x; i < count; i += std::int64_t{gridDim.x} * kThreads) {
-    T& element = data[offset_of(c, i)];
+    T& element = data[offset_in(c.rank, c.size, c.from, i)];
     if (failed)
       element = from_float<T>(NAN);
     else
@@ -68,12 +58,6 @@ __global__ void __launch_bounds__(kThreads) end(StridedCopy c, T* data, std::int
 }
 
 __global__ void done(CallState* state, std::uint32_t number) { *static_cast<volatile std::uint32_t*>(&state->done) = number; }
-
-std::int64_t count_of(const StridedCopy& c) {
-  std::int64_t count = 1;
-  for (int d = 0; d < c.rank; ++d) count *= c.size[d];
-  return count;
-}
 
 }  // namespace
 

@@ -102,9 +102,8 @@ template <typename T>
 void copy_words(StridedCopy c, int elements, const void* from, void* to, cudaStream_t stream) {
   c.size[c.rank - 1] /= elements;
   for (int d = 0; d < c.rank - 1; ++d) c.from[d] /= elements, c.to[d] /= elements;
-  std::int64_t count = 1;
-  for (int d = 0; d < c.rank; ++d) count *= c.size[d];
-  const int blocks = static_cast<int>(std::min<std::int64_t>((count + 255) / 256, 132 * 16));
+  const std::int64_t count = count_of(c);
+  const int blocks = blocks_for(count, 256, 16);
   copy_elements<T, T><<<blocks, 256, 0, stream>>>(c, static_cast<const T*>(from), static_cast<T*>(to), count);
 }
 
@@ -112,8 +111,7 @@ void copy_words(StridedCopy c, int elements, const void* from, void* to, cudaStr
 
 cudaError_t launch_copy(const StridedCopy& given, const void* from, void* to, cudaStream_t stream) {
   StridedCopy c = given;
-  std::int64_t count = 1;
-  for (int d = 0; d < c.rank; ++d) count *= c.size[d];
+  const std::int64_t count = count_of(c);
   if (count == 0) return cudaSuccess;
   if (c.rank == 0) c.rank = 1, c.size[0] = 1, c.from[0] = c.to[0] = 1;
   const int last = c.rank - 1, size = size_of(c.source);
@@ -143,7 +141,7 @@ cudaError_t launch_copy(const StridedCopy& given, const void* from, void* to, cu
       return cudaGetLastError();
     }
   }
-  const int blocks = static_cast<int>(std::min<std::int64_t>((count + 255) / 256, 132 * 16));
+  const int blocks = blocks_for(count, 256, 16);
   with_any(c.source, [&](auto source) {
     using From = typename decltype(source)::type;
     with_any(c.target, [&](auto target) {

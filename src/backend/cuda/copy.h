@@ -19,6 +19,12 @@ struct StridedCopy {
   DType source = DType::f32, target = DType::f32;
 };
 
+inline std::int64_t count_of(const StridedCopy& copy) {
+  std::int64_t count = 1;
+  for (int d = 0; d < copy.rank; ++d) count *= copy.size[d];
+  return count;
+}
+
 /// Queues the copy. Rounds to nearest even. fp8 is only ever read, but from fp8 of the same kind.
 cudaError_t launch_copy(const StridedCopy& copy, const void* from, void* to, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "base/dtype.h"
@@ -55,6 +56,23 @@ inline std::int64_t blocks_at_once(int each) {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   return std::int64_t{each} * multiprocessors;
+}
+
+/// Blocks of `threads` for a kernel whose threads go through `count` things in turn: enough for all, but no more than `each` a multiprocessor.
+inline int blocks_for(std::int64_t count, int threads, int each) {
+  return static_cast<int>(std::min((count + threads - 1) / threads, blocks_at_once(each)));
+}
+
+/// Of element `i` of a tensor, counted row-major: dimensions are outermost first.
+template <typename Size, typename Index>
+__device__ __forceinline__ std::int64_t offset_in(int rank, const Size* size, const std::int64_t* stride, Index i) {
+  std::int64_t offset = 0;
+  for (int d = rank - 1; d > 0; --d) {
+    const Index q = i / size[d];
+    offset += (i - q * size[d]) * stride[d];
+    i = q;
+  }
+  return rank > 0 ? offset + i * stride[0] : 0;
 }
 
 template <typename T>

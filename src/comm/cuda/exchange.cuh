@@ -7,6 +7,7 @@
 namespace comfytp::comm::cuda {
 namespace {
 
+using backend::cuda::offset_in;
 using backend::cuda::to_float;
 
 constexpr int kAhead = 4;  // loads in flight a thread
@@ -51,15 +52,7 @@ __device__ __forceinline__ float staged_float(const char* p) {
 }
 
 // In words from v.data.
-__device__ __forceinline__ std::int64_t offset_of(const Strided& v, std::uint32_t i) {
-  std::int64_t offset = 0;
-  for (int d = v.dims - 1; d > 0; --d) {
-    const std::uint32_t q = i / v.size[d];
-    offset += (i - q * v.size[d]) * v.stride[d];
-    i = q;
-  }
-  return offset + i * v.stride[0];
-}
+__device__ __forceinline__ std::int64_t offset_of(const Strided& v, std::uint32_t i) { return offset_in(v.dims, v.size, v.stride, i); }
 
 template <typename Body>
 __device__ __forceinline__ void with_word(int bytes, const Body& body) {

@@ -1,5 +1,7 @@
 // glu: the product of a gated feed-forward (Shazeer 2020), with the biases of the two projections before it:
 // (value + bias) * activation(gate + bias), in one pass over memory. fuse() makes it on a device's graph.
+#include "graph/ops/glu.h"
+
 #include "base/error.h"
 #include "graph/graph.h"
 #include "graph/ops/row_norm.h"
@@ -38,13 +40,13 @@ class Glu final : public Op {
   bool in_place(const OpContext&, std::size_t i) const override { return i < 2; }
   double flops(const OpContext& op) const override { return 10.0 * static_cast<double>(numel(op.out[0].shape)); }
   void reference(const OpContext& op, std::span<const RefTensor> in, std::span<RefTensor> out) const override {
-    const auto& biases = op.attrs.text("biases");
+    const auto [value_bias, gate_bias] = glu_biases(op.attrs, 2);
     const auto last = in[0].shape.size() - 1;
     RefTensor gate = in[1];
-    if (biases.ends_with("gate")) steps_reference("bias", in.last(1), last, gate);
+    if (gate_bias) steps_reference("bias", in.subspan(gate_bias), last, gate);
     steps_reference(op.attrs.text("activation"), {}, last, gate);
     out[0] = in[0];
-    if (biases.starts_with("value")) steps_reference("bias", in.subspan(2), last, out[0]);
+    if (value_bias) steps_reference("bias", in.subspan(value_bias), last, out[0]);
     steps_reference("mul", {&gate, 1}, last, out[0]);
   }
 };

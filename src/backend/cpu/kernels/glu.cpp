@@ -2,6 +2,7 @@
 #include "backend/cpu/kernel_table.h"
 #include "backend/cpu/parallel.h"
 #include "backend/cpu/steps.h"
+#include "graph/ops/glu.h"
 
 namespace comfytp::backend::cpu {
 namespace {
@@ -12,8 +13,7 @@ class GluKernel final : public Kernel {
       : dtype_(site.in[0].type.dtype),
         size_(site.shape(0).back()),
         rows_(size_ ? numel(site.shape(0)) / size_ : 0),
-        value_biased_(site.attrs().text("biases").starts_with("value")),
-        gate_biased_(site.attrs().text("biases").ends_with("gate")),
+        biases_(graph::glu_biases(site.attrs(), 2)),
         activation_(step_function(site.attrs().text("activation"), dtype_)) {}
   void run(std::span<const void* const> in, std::span<void* const> out, void*) override {
     const auto pieces = (size_ + kChunk - 1) / kChunk, element = static_cast<std::int64_t>(size_of(dtype_));
@@ -25,8 +25,8 @@ class GluKernel final : public Kernel {
         const auto from = i % pieces * kChunk, count = std::min(kChunk, size_ - from), at = i / pieces * size_ + from;
         load_row(part(in[0], at), dtype_, value, count);
         load_row(part(in[1], at), dtype_, gate, count);
-        if (value_biased_) bias(value, part(in[2], from), 1, count);
-        if (gate_biased_) bias(gate, part(in.back(), from), 1, count);
+        if (biases_.value) bias(value, part(in[biases_.value], from), 1, count);
+        if (biases_.gate) bias(gate, part(in[biases_.gate], from), 1, count);
         activation_(gate, nullptr, 0, count);
         product(value, gate, 1, count);
         store_row(value, dtype_, static_cast<char*>(out[0]) + at * element, count);
@@ -37,7 +37,7 @@ class GluKernel final : public Kernel {
  private:
   DType dtype_;
   std::int64_t size_, rows_;
-  bool value_biased_, gate_biased_;
+  graph::GluBiases biases_;
   StepFunction activation_;
 };
 

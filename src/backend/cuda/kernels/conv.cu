@@ -45,7 +45,7 @@ __global__ void direct_convolution(const __grid_constant__ DirectConvolution c, 
 cudaError_t launch_direct_convolution(const DirectConvolution& c, DType dtype, const void* x, const void* filter, void* y, cudaStream_t stream) {
   const std::int64_t count = c.n * c.outputs * c.y[0] * c.y[1] * c.y[2];
   if (count == 0) return cudaSuccess;
-  const int blocks = static_cast<int>(std::min<std::int64_t>((count + 127) / 128, blocks_at_once(16)));
+  const int blocks = blocks_for(count, 128, 16);
   const bool known = with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     direct_convolution<T><<<blocks, 128, 0, stream>>>(c, static_cast<const T*>(x), static_cast<const T*>(filter), static_cast<T*>(y), count);

@@ -8,6 +8,7 @@
 #include "backend/cuda/status.h"
 #include "backend/cuda/stopwatch.h"
 #include "backend/cuda/tuning.h"
+#include "graph/ops/glu.h"
 
 namespace comfytp::backend::cuda {
 namespace {
@@ -50,10 +51,10 @@ std::unique_ptr<Kernel> make(const Site& site) {
   linear.rows = linear.outputs ? numel(site.out[0].type.shape) / linear.outputs : 0;
   linear.activation = step_kind(site.attrs().text("activation"));
   if (linear.rows <= kFewRows || !hopper::takes(linear, site.context.properties) || !is_faster(site, linear, *composed)) return composed;
-  const auto& biases = site.attrs().text("biases");
-  const bool value = biases.starts_with("value"), gate = biases.ends_with("gate");
+  const auto biases = graph::glu_biases(site.attrs(), 3);
   return make_kernel([=, stream = site.context.stream](auto in, auto out, void*) {
-    check(hopper::launch_gated_linear(linear, {in[0], in[1], in[2], value ? in[3] : nullptr, gate ? in.back() : nullptr, out[0]}, stream), "gated_linear");
+    const auto bias = [&](std::size_t i) { return i ? in[i] : nullptr; };
+    check(hopper::launch_gated_linear(linear, {in[0], in[1], in[2], bias(biases.value), bias(biases.gate), out[0]}, stream), "gated_linear");
   });
 }
 

@@ -28,7 +28,7 @@ __global__ void gather(const __grid_constant__ Gather g, const From* x, const vo
 
 template <typename From, typename To>
 void launch(const Gather& g, const void* x, const void* index, void* y, const uint4& outside, cudaStream_t stream) {
-  const int blocks = static_cast<int>(std::min<std::int64_t>((g.outer * g.count * g.inner + 255) / 256, blocks_at_once(16)));
+  const int blocks = blocks_for(g.outer * g.count * g.inner, 256, 16);
   gather<From, To><<<blocks, 256, 0, stream>>>(g, static_cast<const From*>(x), index, static_cast<To*>(y), outside);
 }
 

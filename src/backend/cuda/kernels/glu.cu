@@ -45,7 +45,7 @@ cudaError_t launch_glu(StepKind activation, DType dtype, std::int64_t rows, std:
     using T = typename decltype(tag)::type;
     const auto run = [&](auto size) {
       constexpr int N = decltype(size)::value;
-      const int blocks = static_cast<int>(std::min<std::int64_t>((count / N + 255) / 256, blocks_at_once(32)));
+      const int blocks = blocks_for(count / N, 256, 32);
       glu<T, N><<<blocks, 256, 0, stream>>>(activation, columns, static_cast<const T*>(value), static_cast<const T*>(gate),
                                             static_cast<const T*>(value_bias), static_cast<const T*>(gate_bias), static_cast<T*>(y), count / N);
     };

@@ -47,7 +47,7 @@ cudaError_t launch_pad(const Pad& given, const void* x, void* y, cudaStream_t st
     p.in[last] = p.out[last] = p.in[last] * p.element / word;
     count = count * p.element / word;
   }
-  const int blocks = static_cast<int>(std::min<std::int64_t>((count + 255) / 256, blocks_at_once(16)));
+  const int blocks = blocks_for(count, 256, 16);
   with_word(word, [&](auto tag) {
     using W = typename decltype(tag)::type;
     pad<W><<<blocks, 256, 0, stream>>>(p, count, static_cast<const W*>(x), static_cast<W*>(y), value);

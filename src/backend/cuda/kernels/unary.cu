@@ -88,7 +88,7 @@ cudaError_t launch_whole(UnaryKind kind, DType dtype, std::int64_t count, const 
   with_any(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if constexpr (std::is_integral_v<T>) {
-      const int blocks = static_cast<int>(std::min<std::int64_t>((count + 255) / 256, blocks_at_once(16)));
+      const int blocks = blocks_for(count, 256, 16);
       whole_unary<T><<<blocks, 256, 0, stream>>>(kind, static_cast<const T*>(x), static_cast<T*>(y), count);
       status = cudaGetLastError();
     }
