@@ -72,12 +72,12 @@ void CudaGroup::allocate() {
     w.timeout_ns = static_cast<std::uint64_t>(std::clamp(timeout_.count(), 0.0, 1e8) * 1e9);
     clear(r);
     backend::cuda::check(load_kernels(), "loading the kernels of collectives");
-    // Ranks that share a GPU must find room on it at the same time, each with a kernel of its side queue as well: a multiprocessor holds two
-    // blocks at least.
+    // Ranks that share a GPU must find room on it at the same time, each with a kernel of its side queue as well, and leave most
+    // multiprocessors to what their peers compute before they come: a kernel may need one for itself.
     int processors = 0;
     backend::cuda::check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, ranks_[r].ordinal), "asking for the device's properties");
     const auto sharing = std::count_if(ranks_.begin(), ranks_.end(), [&](const DeviceRank& other) { return other.ordinal == ranks_[r].ordinal; });
-    blocks_ = std::clamp(processors / static_cast<int>(sharing), 1, blocks_);
+    blocks_ = std::clamp(sharing > 1 ? processors / static_cast<int>(4 * sharing) : processors, 1, blocks_);
   }
 }
 
