@@ -22,8 +22,8 @@ class Engine:
     devices: "cpu:0,cpu:1@2GiB" or a list of such names; several cpu:N share the machine's cores.
     mesh: how the devices are arranged, "tensor=2" or "batch=2,tensor=2": batch divides samples, patch image rows and
         tokens, tensor channels and heads. None: the planner chooses.
-    placement: "resident" (each device holds what it computes with; also None) or "gathered" (each stores its share of
-        every weight and fetches the rest from the others just ahead of use).
+    placement: "resident" (each device holds what it computes with; also None) or "gathered" (each stores a part of them
+        and fetches the rest from the others just ahead of use).
     timeout: seconds a device waits for another before the call fails.
     communicator: how GPUs exchange: "peer" (they read and write each other's memory), "staged" (through the host's); None: peer
         where it is possible.

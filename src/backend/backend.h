@@ -40,7 +40,7 @@ struct WeightBuffer {
   Shape shape;                          ///< of this part, as the graph sees it
   DType stored = DType::f32;
   std::optional<WeightFormat> format;   ///< set by the first kernel that gains from one; never changed afterwards
-  bool packable = true;                 ///< false: is and stays row-major (a slot that gathered weights pass through)
+  bool packable = true;                 ///< false: is and stays row-major (where a gathered weight passes through, if formats do not agree)
   void* data = nullptr;                 ///< null while nothing is loaded
   std::int64_t bytes() const { return numel(shape) * size_of(stored); }
 };
@@ -101,6 +101,8 @@ class Device {
   virtual CallQueue* call_queue() { return nullptr; }
   /// What graph::fuse does for this device.
   virtual graph::Fusion fusion() const = 0;
+  /// What format a kernel chooses for a weight hangs on the weight alone: so all devices of this kind choose alike.
+  virtual bool formats_agree() const { return false; }
   /// Called first on the worker thread: affinity, thread counts, contexts.
   virtual void attach() = 0;
   /// Throws Error naming the op when this backend has no kernel for it or not for this dtype.

@@ -30,7 +30,7 @@ class Communicator {
   virtual void all_reduce(const TensorView& in, const TensorView& out) = 0;
   /// The sum over the ranks; rank r gets [bounds[r], bounds[r+1]) of dimension dim.
   virtual void reduce_scatter(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) = 0;
-  /// Rank r has [bounds[r], bounds[r+1]) of dimension dim and gets the whole.
+  /// Rank r has [bounds[r], bounds[r+1]) of dimension dim and gets the whole. `in` may lie in its place in `out`.
   virtual void all_gather(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) = 0;
   /// Rank r has [bounds[r], bounds[r+1]) of dimension dim and gets [need_lo[r], need_hi[r]).
   virtual void halo_exchange(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds,

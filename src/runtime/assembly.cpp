@@ -17,23 +17,30 @@ int Assembly::add_block(std::int64_t bytes) {
 void Assembly::add(Phase phase, PendingLaunch launch) { (phase == Phase::step ? step_ : prologue_).push_back(std::move(launch)); }
 void Assembly::add_input(Binding binding, Home home) { inputs_.emplace_back(std::move(binding), home); }
 void Assembly::add_output(Binding binding, Home home) { outputs_.emplace_back(std::move(binding), home); }
-void Assembly::add_slot(std::unique_ptr<backend::WeightBuffer> weight, Home home) { slots_.emplace_back(std::move(weight), home); }
 
 int Assembly::root(int block) {
   while (merged_into_[static_cast<std::size_t>(block)] != block) block = merged_into_[static_cast<std::size_t>(block)];
   return block;
 }
 
-// A fetch that runs aside begins some fetches before its reader, so that it is hidden behind what they are for. It needs a stored weight
-// alone, and its slot's life begins with it, so any earlier place is right; counted in collectives, it is the same one on all devices.
+// Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
+// fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as bytes and collectives
+// are counted, it is the same one on all devices.
 void Assembly::hoist(std::vector<PendingLaunch>& launches) {
-  constexpr std::size_t kAhead = 4;
-  std::vector<std::size_t> collectives, key(launches.size()), order(launches.size());
+  constexpr std::int64_t kChunks = 64, kMostBytes = std::int64_t{64} << 20;
+  std::int64_t total = 0;
+  for (const auto& launch : launches)
+    if (launch.aside) total += launch.collective->out.bytes();
+  const auto chunk = std::min(total / kChunks, kMostBytes);
+  std::vector<std::size_t> key(launches.size()), order(launches.size());
+  std::size_t previous = 0, current = 0;  // where the reading of a chunk begins
+  std::int64_t bytes = 0;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     key[i] = order[i] = i;
-    if (!launches[i].collective) continue;
-    if (launches[i].aside) key[i] = collectives.size() < kAhead ? 0 : collectives[collectives.size() - kAhead];
-    collectives.push_back(i);
+    if (!launches[i].aside) continue;
+    if (bytes >= chunk) previous = current, current = i, bytes = 0;
+    bytes += launches[i].collective->out.bytes();
+    key[i] = previous;
   }
   // Of those at one place the fetch comes first: what stood there may be a fetch that has gone ahead itself.
   std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
@@ -42,14 +49,14 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   std::vector<PendingLaunch> hoisted;
   for (auto i : order) hoisted.push_back(std::move(launches[i]));
   launches = std::move(hoisted);
-  std::map<int, std::size_t> pending;  // by the slot's block
+  std::map<int, std::size_t> pending;  // by the block that it fills
   for (std::size_t i = 0; i < launches.size(); ++i) {
     for (const auto& home : launches[i].in)
       if (const auto found = pending.find(home.block); home.block >= 0 && found != pending.end()) {
         launches[i].after.push_back(found->second);
         pending.erase(found);
       }
-    if (launches[i].aside) pending[launches[i].out[0].block] = i;
+    if (launches[i].aside && launches[i].out[0].block >= 0) pending[launches[i].out[0].block] = i;
   }
 }
 
@@ -64,7 +71,6 @@ void Assembly::finish(Program& program) {
       binding.place = place(home);
       (bindings == &inputs_ ? program.inputs : program.outputs).push_back(std::move(binding));
     }
-  for (auto& [weight, home] : slots_) program.slots.push_back({std::move(weight), place(home)});
   each_launch([&](PendingLaunch& pending, int time) {
     Launch launch{std::move(pending.kernel), std::move(pending.collective), {}, {}, workspaces_[static_cast<std::size_t>(time)],
                   pending.aside, std::move(pending.after), std::move(pending.label), std::move(pending.work)};

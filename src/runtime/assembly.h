@@ -37,8 +37,6 @@ class Assembly {
   void add(Phase phase, PendingLaunch launch);
   void add_input(Binding binding, Home home);
   void add_output(Binding binding, Home home);
-  /// A weight buffer that lies in planned memory.
-  void add_slot(std::unique_ptr<backend::WeightBuffer> weight, Home home);
 
   /// Decides which blocks share memory and where each lies, and moves everything into `program`.
   void finish(Program& program);
@@ -68,7 +66,6 @@ class Assembly {
 
   std::vector<PendingLaunch> prologue_, step_;
   std::vector<std::pair<Binding, Home>> inputs_, outputs_;
-  std::vector<std::pair<std::unique_ptr<backend::WeightBuffer>, Home>> slots_;
   std::vector<Block> blocks_;
   std::vector<int> merged_into_;        // another block of the same memory, or itself
   std::vector<Place> places_;           // by block

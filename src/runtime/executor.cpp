@@ -22,7 +22,6 @@ void Executor::bind(const Memories& memories) {
   collective_seconds_ = 0;
   if (bound_ && memories == memories_) return;
   memories_ = memories;
-  for (auto& slot : program_.slots) slot.weight->data = at(slot.place);
   prologue_ = resolve(program_.prologue);
   step_ = resolve(program_.step);
   bound_ = true;
@@ -35,17 +34,21 @@ void Executor::record(backend::Device& device) {
   recorded_ = true;
 }
 
-// Every fork of the side queue is joined, by the reader of what was fetched.
+// Every fork of the side queue is joined: by the reader of what was fetched, or at the end where it lies here already.
 void Executor::run(backend::Device& device, const std::vector<Launch>& launches, const Bound& bound, const Segment& segment) {
   std::map<std::size_t, std::size_t> tickets;
   for (std::size_t i = segment.first; i < segment.last; ++i) {
     const auto& launch = launches[i];
     for (auto fetch : launch.after)
-      if (const auto ticket = tickets.find(fetch); ticket != tickets.end()) device.join(ticket->second);
+      if (const auto ticket = tickets.find(fetch); ticket != tickets.end()) {
+        device.join(ticket->second);
+        tickets.erase(ticket);
+      }
     if (launch.aside) device.fork();
     run(launch, bound.addresses[i]);
     if (launch.aside) tickets[i] = device.mark();
   }
+  for (const auto& [fetch, ticket] : tickets) device.join(ticket);
 }
 
 void Executor::record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const {

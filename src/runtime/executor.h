@@ -15,7 +15,7 @@ namespace comfytp::runtime {
 struct Memories {
   void* arena = nullptr;
   void* prologue = nullptr;       ///< of one prompt
-  std::uint64_t weights = 0;      ///< WeightStore::generation(): addresses of weights hold as long as it is the same
+  std::uint64_t generation = 0;   ///< Residency::generation(): addresses of weights hold as long as it is the same
   bool operator==(const Memories&) const = default;
 };
 

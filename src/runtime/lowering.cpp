@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -79,7 +80,25 @@ class Lowering {
  private:
   Value& value(ValueId id) { return values_[static_cast<std::size_t>(id)]; }
   using Part = std::tuple<std::string, graph::Ints, graph::Ints>;
-  static Part part_of(const Node& weight) { return {weight.attrs.text("key"), weight.attrs.ints("offset"), weight.attrs.ints("shape")}; }
+  static Part part_of(const graph::Attrs& weight) { return {weight.text("key"), weight.ints("offset"), weight.ints("shape")}; }
+
+  // A weight node's attributes on the device that stores what this node fetches.
+  graph::Attrs stored_elsewhere(const Node& fetch) const {
+    graph::Attrs attrs = program_.graph.producer(fetch.inputs[0]).attrs;
+    auto offset = attrs.ints("offset");
+    offset[static_cast<std::size_t>(fetch.attrs.integer("dim"))] -= fetch.attrs.ints("bounds")[static_cast<std::size_t>(fetch.attrs.integer("rank"))];
+    attrs.set("offset", offset);
+    attrs.set("shape", program_.graph.type(fetch.outputs[0]).shape);
+    return attrs;
+  }
+
+  // The weight that a node is, stored here or fetched.
+  std::optional<Part> weight_of(const Node& node) const {
+    if (graph::is(node, "weight")) return part_of(node.attrs);
+    if (!device_.formats_agree() || !is_fetch(node)) return std::nullopt;
+    return part_of(stored_elsewhere(node));
+  }
+  bool is_fetch(const Node& node) const { return graph::is(node, "fetch_weight") && graph::is(program_.graph.producer(node.inputs[0]), "weight"); }
 
   // A part of a weight may be packed if all its readers are the same input of the same kind of op and take it as it lies.
   void plan_weights() {
@@ -91,16 +110,16 @@ class Lowering {
       for (const auto& t : op.in) produced.push_back(graph::row_major(t.shape.size()));
       const auto layout = node.op->layout(op, produced);
       for (std::size_t i = 0; i < node.inputs.size(); ++i) {
-        const Node& producer = g.producer(node.inputs[i]);
-        if (!graph::is(producer, "weight")) continue;
-        readers[part_of(producer)].insert({node.op, i});
+        const auto part = weight_of(g.producer(node.inputs[i]));
+        if (!part || (is_fetch(node) && device_.formats_agree())) continue;  // the latter hands it on as it lies
+        readers[*part].insert({node.op, i});
         if (node.op->collective() || layout.view || !graph::same_memory(op.in[i].shape, produced[i], layout.in[i]) ||
             !device_.decodes(node, i))
-          plain_.insert(part_of(producer));
+          plain_.insert(*part);
       }
     }
     for (const auto& output : g.outputs())
-      if (const Node& producer = g.producer(output.value); graph::is(producer, "weight")) plain_.insert(part_of(producer));
+      if (const auto part = weight_of(g.producer(output.value))) plain_.insert(*part);
     for (const auto& [part, by] : readers)
       if (by.size() > 1) plain_.insert(part);
   }
@@ -151,7 +170,7 @@ class Lowering {
   }
 
   void bind_weight(const Node& node) {
-    auto* buffer = weights_.find(node.attrs, !plain_.count(part_of(node)));
+    auto* buffer = weights_.find(node.attrs, !plain_.count(part_of(node.attrs)));
     if (std::find(program_.weights.begin(), program_.weights.end(), buffer) == program_.weights.end()) program_.weights.push_back(buffer);
     const Type& type = program_.graph.type(node.outputs[0]);
     value(node.outputs[0]) = {type, buffer->stored, graph::row_major(type.shape.size()), {-1, buffer}, buffer, Phase::prologue};
@@ -204,15 +223,19 @@ class Lowering {
     const Type& type = program_.graph.type(node.outputs[0]);
     PendingLaunch launch;
     Value in = value(node.inputs[0]);
-    const bool fetch = graph::is(node, "fetch_weight") && in.weight;
+    const bool fetch = is_fetch(node);
     if (!fetch) in = as_wanted(node.inputs[0], layout.in[0], false, phase);
     Value out = fresh({in.stored, type.shape}, layout.out[0], phase);
     out.type = type;
-    if (fetch) {
-      auto slot = std::make_unique<WeightBuffer>();
-      *slot = {in.weight->key, type.shape, in.stored, std::nullopt, false, nullptr};
-      out.weight = slot.get();
-      assembly_.add_slot(std::move(slot), out.home);
+    if (fetch && in.weight->shape == type.shape) {
+      out = in;  // which is used where it lies
+    } else if (fetch && device_.formats_agree()) {
+      const auto attrs = stored_elsewhere(node);
+      out.weight = weights_.find(attrs, !plain_.count(part_of(attrs)));  // is not loaded here, but gets the format that it has there
+    } else if (fetch) {
+      program_.fetched.push_back(std::make_unique<WeightBuffer>());
+      out.weight = program_.fetched.back().get();
+      *out.weight = {in.weight->key, type.shape, in.stored, std::nullopt, false, nullptr};
     }
     value(node.outputs[0]) = out;
     launch.collective = CollectiveCall{&node, view(in), view(out), nullptr};

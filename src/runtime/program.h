@@ -55,18 +55,12 @@ struct Binding {
   bool prompt = false;  ///< inputs: varies with the prompt only, and is read when the prologue runs
 };
 
-/// A buffer that gathered parts of a weight pass through: weight->data is set to `place` before a run.
-struct Slot {
-  std::unique_ptr<backend::WeightBuffer> weight;
-  Place place;
-};
-
 struct Program {
   graph::Graph graph;                            ///< after fusion; collectives point into it
   std::vector<Launch> prologue, step;
   std::vector<Binding> inputs, outputs;          ///< outputs: only those that this device hands over
   std::vector<backend::WeightBuffer*> weights;   ///< all that it reads, each once; they belong to the device's WeightStore
-  std::vector<Slot> slots;
+  std::vector<std::unique_ptr<backend::WeightBuffer>> fetched;  ///< descriptions of weights that pass through planned memory
   std::int64_t arena_bytes = 0;                  ///< activations, workspaces and gathered weights
   std::int64_t prologue_bytes = 0;               ///< what is kept of one prompt
   double step_flops = 0;

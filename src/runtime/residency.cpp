@@ -72,10 +72,12 @@ void Residency::load_on(std::size_t d, backend::Device& device, Compiled& compil
     release_arena(d, device);
     memory.arena = device.allocate(program.arena_bytes);
     memory.arena_bytes = program.arena_bytes;
+    ++memory.moves;
   }
   if (const auto bytes = compiled.prompt_bytes(d); bytes > 0 && !compiled.prompt_memory[d]) {
     compiled.prompt_memory[d] = device.allocate(bytes);
     memory.prompt_bytes += bytes;
+    ++memory.moves;
   }
   memory.weights.load(device, program.weights, loaded, fresh);
 }
@@ -127,6 +129,12 @@ std::int64_t Residency::update(const std::set<std::string>& keys) {
     std::rethrow_exception(failure);
   }
   return done;
+}
+
+std::uint64_t Residency::generation() const {
+  std::uint64_t sum = 0;
+  for (const auto& d : devices_) sum += d.moves + d.weights.generation();
+  return sum;
 }
 
 std::vector<std::int64_t> Residency::weight_bytes() const {

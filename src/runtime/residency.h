@@ -22,6 +22,8 @@ class Residency {
   WeightStore& weights(std::size_t device) { return devices_[device].weights; }
   const WeightStore& weights(std::size_t device) const { return devices_[device].weights; }
   void* arena(std::size_t device) const { return devices_[device].arena; }
+  /// Changes whenever anything may have moved on any device: then all record again, since what they record together they must run together.
+  std::uint64_t generation() const;
 
   /// The program of that text if it is among those kept; it becomes the most recently used.
   std::shared_ptr<Compiled> find(const std::string& text);
@@ -45,6 +47,7 @@ class Residency {
     WeightStore weights;
     void* arena = nullptr;
     std::int64_t arena_bytes = 0, prompt_bytes = 0;
+    std::uint64_t moves = 0;  ///< of the arena and of prompts'
   };
   void load_on(std::size_t d, backend::Device& device, Compiled& compiled, const std::function<void(std::int64_t)>& loaded,
                std::vector<backend::WeightBuffer*>& fresh);

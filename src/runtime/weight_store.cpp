@@ -60,6 +60,8 @@ void WeightStore::load(backend::Device& device, const std::vector<backend::Weigh
     loaded(buffer->bytes());
   }
   writer->finish();
+  for (auto& [key, entry] : entries_)
+    if (!entry.buffer.format) entry.buffer.packable = false;
 }
 
 void WeightStore::read(backend::WeightWriter& writer, backend::WeightBuffer& buffer) const {

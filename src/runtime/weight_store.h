@@ -26,7 +26,8 @@ class WeightStore {
 
   /// Allocates and reads those of `buffers` that are not loaded, each straight from the source to where the device wants it.
   /// `loaded` gets the bytes of each and may throw to stop.
-  /// What was loaded is appended to `fresh`, also when it throws.
+  /// What was loaded is appended to `fresh`, also when it throws. What no kernel has wanted in a format by now stays row-major, here and
+  /// so on every device: also what this one only fetches.
   void load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers, const std::function<void(std::int64_t)>& loaded,
             std::vector<backend::WeightBuffer*>& fresh);
   /// The loaded buffers of these keys.

@@ -38,7 +38,7 @@ std::string to_string(const Sharding& sharding, const Mesh& mesh);
 /// How weights lie in memory, apart from how the work is split.
 enum class Placement {
   resident,  ///< every device holds what it computes with
-  gathered,  ///< where several devices need the same, each stores its share and fetches the rest just ahead of use
+  gathered,  ///< where several devices need the same, one stores it and the others fetch it just ahead of use
 };
 
 /// The part of an output that a device holds after a call. Several devices may hold the same part; one of them, `writes`, hands it over.

@@ -240,7 +240,7 @@ ValueId Resharder::leaf(const Node& node, ValueId value, const Wants& wants, con
   std::vector<Box> boxes;
   for (int d = 0; d < mesh_.size(); ++d) boxes.push_back(box(value, wants, d));
   // Vectors are so small that fetching them would cost more than keeping them.
-  if (is(node, "weight") && placement_ == Placement::gathered && !is_vector(whole_.type(value).shape) && only_first.empty()) return fetch(node, boxes);
+  if (is(node, "weight") && placement_ == Placement::gathered && !is_vector(whole_.type(value).shape) && only_first.empty()) return fetch(node, value, boxes);
   ValueId id = -1;
   for (int d = 0; d < mesh_.size(); ++d) {
     auto& device = devices[static_cast<std::size_t>(d)];
@@ -255,23 +255,46 @@ ValueId Resharder::leaf(const Node& node, ValueId value, const Wants& wants, con
   return id;
 }
 
-// Devices that want the same part of a weight each keep a share of it, cut along its longest dimension.
-ValueId Resharder::fetch(const Node& node, const std::vector<Box>& boxes) {
+// Of a group of devices that want the same part of a weight one stores it, so that it is used there as it lies, and moves in one piece.
+// The weights are dealt out by size in the order of their names: with most of one block or layer together, and in the same way whatever
+// the call and the mesh.
+std::size_t Resharder::owner(ValueId weight, std::size_t group_size) {
+  auto& owners = owners_[group_size];
+  if (owners.empty()) {
+    std::vector<std::pair<const Node*, ValueId>> weights;
+    for (const auto* node : whole_.all("weight"))
+      if (!is_vector(whole_.type(node->outputs[0]).shape)) weights.emplace_back(node, node->outputs[0]);
+    const auto name = [](const Node& node) { return std::pair(node.attrs.text("key"), node.attrs.ints("offset")); };
+    std::sort(weights.begin(), weights.end(), [&](const auto& a, const auto& b) { return name(*a.first) < name(*b.first); });
+    std::vector<std::int64_t> stored(group_size, 0);
+    for (const auto& [node, id] : weights) {
+      const auto least = std::min_element(stored.begin(), stored.end());
+      *least += numel(whole_.type(id).shape);
+      owners[id] = static_cast<std::size_t>(least - stored.begin());
+    }
+  }
+  return owners.at(weight);
+}
+
+ValueId Resharder::fetch(const Node& node, ValueId value, const std::vector<Box>& boxes) {
   std::vector<Attrs> parts, fetches;
   bool shared = false;
-  for (const auto& box : boxes) {
+  for (std::size_t device = 0; device < boxes.size(); ++device) {
     Ints group;
-    for (std::size_t d = 0; d < boxes.size(); ++d)
-      if (boxes[d] == box) group.push_back(static_cast<std::int64_t>(d));
-    const auto rank = std::count_if(group.begin(), group.end(), [&](std::int64_t d) { return d < static_cast<std::int64_t>(parts.size()); });
-    const auto longest = std::max_element(box.begin(), box.end(), [](Interval a, Interval b) { return a.size() < b.size(); });
-    const auto dim = longest - box.begin();
-    const Ints bounds = proportional_bounds(longest->size(), std::vector<double>(group.size(), 1.0));
-    Box part = box;
-    part[static_cast<std::size_t>(dim)] = {longest->lo + bounds[static_cast<std::size_t>(rank)], longest->lo + bounds[static_cast<std::size_t>(rank) + 1]};
+    std::size_t rank = 0;
+    for (std::size_t d = 0; d < boxes.size(); ++d) {
+      if (d == device) rank = group.size();
+      if (boxes[d] == boxes[device]) group.push_back(static_cast<std::int64_t>(d));
+    }
+    const auto by = owner(value, group.size());
+    const auto first = boxes[device][0];
+    Ints bounds(group.size() + 1, 0);
+    std::fill(bounds.begin() + static_cast<std::ptrdiff_t>(by) + 1, bounds.end(), first.size());
+    Box part = boxes[device];
+    part[0] = {first.lo + bounds[rank], first.lo + bounds[rank + 1]};
     parts.push_back(localized(node, part));
-    fetches.push_back({{"dim", static_cast<std::int64_t>(dim)}, {"bounds", bounds}, {"group", group}, {"rank", static_cast<std::int64_t>(rank)},
-                       {"reason", fmt::format("the other devices' shares of '{}'", node.attrs.text("key"))}});
+    fetches.push_back({{"dim", std::int64_t{0}}, {"bounds", bounds}, {"group", group}, {"rank", static_cast<std::int64_t>(rank)},
+                       {"reason", fmt::format("'{}' lies on device {}", node.attrs.text("key"), group[by])}});
     shared = shared || group.size() > 1;
   }
   const ValueId stored = emit(*node.op, {}, parts, node.name)[0];

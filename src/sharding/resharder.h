@@ -61,7 +61,8 @@ class Resharder {
     std::string reason;
   };
   graph::ValueId leaf(const graph::Node& node, graph::ValueId value, const Wants& wants, const std::set<int>& only_first);
-  graph::ValueId fetch(const graph::Node& node, const std::vector<Box>& boxes);
+  graph::ValueId fetch(const graph::Node& node, graph::ValueId value, const std::vector<Box>& boxes);
+  std::size_t owner(graph::ValueId weight, std::size_t group_size);
   // What leads from a form to what is wanted.
   struct Path {
     double elements = 0;  ///< that all devices receive
@@ -77,6 +78,7 @@ class Resharder {
   Mesh mesh_;
   Placement placement_;
   std::vector<std::vector<Form>> forms_;  // by value of the whole graph; the first is where it was made
+  std::map<std::size_t, std::map<graph::ValueId, std::size_t>> owners_;  // by the size of a group: which of it stores a weight
 };
 
 }  // namespace comfytp::sharding

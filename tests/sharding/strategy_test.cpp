@@ -144,7 +144,7 @@ TEST(Strategy, BatchNeedsNoCollective) {
   }
 }
 
-TEST(Strategy, GatheredStoresAShareOfEveryMatrix) {
+TEST(Strategy, GatheredStoresAPartOfTheWeightsOnEveryDevice) {
   const SmallUNet unet;
   for (const char* text : {"batch=3", "patch=3"}) {
     const Mesh mesh = Mesh::parse(text);
@@ -152,6 +152,23 @@ TEST(Strategy, GatheredStoresAShareOfEveryMatrix) {
     for (const auto& device : parts.devices)
       EXPECT_LE(static_cast<double>(totals(device).weights), 0.45 * static_cast<double>(totals(unet.graph).weights)) << text;
   }
+}
+
+// All sizes and meshes run over weights that are loaded once.
+TEST(Strategy, GatheredStoresAWeightOnTheSameDeviceWhateverTheMeshAndTheCall) {
+  const auto stored = [](const SmallUNet& unet, const char* text) {
+    const Mesh mesh = Mesh::parse(text);
+    const auto parts = sharding::partition(unet.graph, mesh, sharding::decide(unet.graph, mesh).assignment, Placement::gathered);
+    std::set<std::tuple<std::size_t, std::string, graph::Ints, graph::Ints>> all;
+    for (std::size_t d = 0; d < parts.devices.size(); ++d)
+      for (const auto* node : parts.devices[d].all("weight"))
+        if (numel(parts.devices[d].type(node->outputs[0]).shape) > 0)
+          all.emplace(d, node->attrs.text("key"), node->attrs.ints("offset"), node->attrs.ints("shape"));
+    return all;
+  };
+  const auto once = stored(SmallUNet(2), "batch=2");
+  EXPECT_EQ(stored(SmallUNet(2), "patch=2"), once);
+  EXPECT_EQ(stored(SmallUNet(1), "patch=2"), once);
 }
 
 TEST(Strategy, UnevenAndImpossibleCutsAreSaid) {

@@ -9,7 +9,6 @@
 #include "comm/communicator.h"
 #include "comm/cuda/cuda_group.h"
 #include "comm/cuda/exchange_plan.h"
-#include "comm/cuda/fetch.h"
 
 namespace comfytp::comm::cuda {
 namespace {
@@ -36,27 +35,23 @@ class CudaCommunicator final : public Communicator {
     exchange({"halo_exchange", in, out, dim, bounds, need_lo, need_hi});
   }
 
-  // What never changes needs no flags: it is copied from where the peers have it.
+  // What never changes needs no flags: it is copied from where the peers have it, by the copy engines, since a kernel would take the room
+  // of those that compute.
   void fetch(const TensorView& in, const TensorView& out, int dim, const std::vector<std::int64_t>& bounds) override {
     if (!group_->peers()) return all_gather(in, out, dim, bounds);
     const CurrentDevice current(group_->ordinal(rank_));
     const auto& requests = meet({"all_gather", in, out, dim, bounds, {}, {}});
-    FetchParts parts;
     const auto stream = group_->stream(rank_);
     for (int i = 0; i < size(); ++i) {
       const auto r = static_cast<std::size_t>((rank_ + i) % size());  // so that not all read from one
       const TensorView &from = requests[r].in, to = part_of(out, dim, bounds[r], bounds[r + 1]);
-      const auto copy = backend::cuda::plan_copy(from.shape, from.dtype, from.strides, to.dtype, to.strides);
-      const bool dense = copy.rank == 0 || (copy.rank == 1 && copy.from[0] == 1 && copy.to[0] == 1);
-      if (dense && parts.count < kMostParts) {
-        parts.from[parts.count] = from.data;
-        parts.to[parts.count] = to.data;
-        parts.bytes[parts.count++] = from.bytes();
-      } else {
-        backend::cuda::check(backend::cuda::launch_copy(copy, from.data, to.data, stream), "fetching");
-      }
+      if (from.bytes() == 0 || from.data == to.data) continue;
+      const auto plan = backend::cuda::plan_copy(from.shape, from.dtype, from.strides, to.dtype, to.strides);
+      const bool dense = plan.rank == 0 || (plan.rank == 1 && plan.from[0] == 1 && plan.to[0] == 1);
+      backend::cuda::check(dense ? cudaMemcpyAsync(to.data, from.data, static_cast<std::size_t>(from.bytes()), cudaMemcpyDefault, stream)
+                                 : backend::cuda::launch_copy(plan, from.data, to.data, stream),
+                           "fetching");
     }
-    backend::cuda::check(launch_fetch(parts, stream), "fetching");
     group_->wait(rank_);
   }
 
