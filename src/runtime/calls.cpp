@@ -63,6 +63,7 @@ struct Calls::Call {
   std::optional<std::size_t> home;  // the device on which the caller's tensors lie
   bool several = false;             // devices
   bool queued = false;              // all results are written in the order of the caller's stream
+  bool results_there = false;       // some are, or all
   PromptCache::Found prompt;
   Tensors theirs_in, theirs_out;    // in the relay: what the others read, and what all write where another writes
   Gate fed;
@@ -97,10 +98,14 @@ void Calls::settle() {
 }
 
 bool Calls::pending() const { return state_ && load(state_->done) != number_; }
-bool Calls::cancelled() const { return state_ && load(state_->cancelled) != 0; }
 bool Calls::failed() const {
   const auto set = [](const std::uint32_t* word) { return load(*word) != 0; };
-  return state_ && (cancelled() || set(&state_->failed) || std::any_of(faults_.begin(), faults_.end(), set));
+  return state_ && (set(&state_->cancelled) || set(&state_->failed) || std::any_of(faults_.begin(), faults_.end(), set));
+}
+void Calls::check() const {
+  if (!state_ || load(state_->failed) == 0) return;
+  if (load(state_->cancelled) != 0) throw Cancelled("cancelled by the caller");
+  fail("[run] a call that was queued has failed");
 }
 void Calls::cancel() {
   if (state_) store(state_->cancelled, 1);
@@ -109,6 +114,7 @@ void Calls::clear() {
   if (!state_) return;
   store(state_->cancelled, 0);
   store(state_->failed, 0);
+  store(state_->done, number_);  // of a call that did not come to its end
 }
 
 bool Calls::take_not_finite() {
@@ -172,7 +178,7 @@ void Calls::lay_relay(Call& call) {
     }
   };
   lay(call.inputs, call.theirs_in);
-  if (call.queued) lay(call.outputs, call.theirs_out);
+  if (call.results_there) lay(call.outputs, call.theirs_out);
   if (bytes > relay_bytes_) {
     settle();
     team_->run_on(*call.home, [&](std::size_t, backend::Device& device) {
@@ -188,8 +194,9 @@ void Calls::lay_relay(Call& call) {
 
 bool Calls::run(Compiled& compiled, const Residency& residency, const Tensors& inputs, const Tensors& outputs, const CallOptions& options) {
   const bool several = team_->size() > 1;
-  Call call{compiled, inputs, outputs, options, home_of(inputs, outputs), several, false, {}, {}, {}, {}, std::deque<Gate>(team_->size())};
+  Call call{compiled, inputs, outputs, options, home_of(inputs, outputs), several, false, false, {}, {}, {}, {}, std::deque<Gate>(team_->size())};
   call.queued = call.home && on_device(outputs);
+  call.results_there = !on_host(outputs);
   call.prompt = find_prompt(call);
   if (call.home && several) lay_relay(call);
   bool recorded = true;
@@ -203,37 +210,33 @@ bool Calls::run(Compiled& compiled, const Residency& residency, const Tensors& i
   if (call.queued) ++number_;
   const bool waits = !call.queued || !options.stream;
   const auto& abort = *team_->abort();
-  try {
-    team_->run([&](std::size_t d, backend::Device& device) {
-      const auto& given = call.home && d != *call.home ? call.theirs_in : inputs;
-      if (call.home) begin(call, d, device);
-      if (!call.prompt.known) call.executor(d).run_prologue(device, given, abort);
-      call.executor(d).run_step(device, given, abort);
-      if (call.queued) end(call, d, device);
-      if (!call.queued && !several) call.executor(d).write_outputs(device, outputs);
-      if (!waits) return;
-      device.synchronize();
-      call.executor(d).check_collectives();
-    });
-  } catch (...) {
-    const auto failure = std::current_exception();
-    if (!call.queued) throw;
-    try {
-      settle();
-    } catch (const std::exception&) {  // of the same
-    }
-    store(state_->done, number_);  // nobody else will
-    std::rethrow_exception(failure);
-  }
+  team_->run([&](std::size_t d, backend::Device& device) {
+    const auto& given = call.home && d != *call.home ? call.theirs_in : inputs;
+    if (call.home) begin(call, d, device);
+    if (!call.prompt.known) call.executor(d).run_prologue(device, given, abort);
+    call.executor(d).run_step(device, given, abort);
+    if (call.queued) end(call, d, device);
+    if (!call.queued && !several) call.executor(d).write_outputs(device, outputs);
+    if (!waits) return;
+    device.synchronize();
+    call.executor(d).check_collectives();
+  });
   compiled.prompts.confirm(call.prompt.slot);
   compiled.last_slot = call.prompt.slot;
   // Of several devices only when all have succeeded, so that a failed call writes nothing in the host's memory.
   if (!call.queued && several)
     team_->run([&](std::size_t d, backend::Device& device) {
-      call.executor(d).write_outputs(device, outputs);
+      call.executor(d).write_outputs(device, call.results_there ? call.theirs_out : outputs);
       device.synchronize();
     });
-  if (state_ && on_host(outputs)) look_at(outputs);
+  if (!call.queued && call.results_there) {
+    ++number_;
+    team_->run_on(*call.home, [&](std::size_t, backend::Device& device) {
+      close(call, device, several);
+      device.synchronize();
+    });
+  }
+  if (state_) look_at(outputs);
   return !call.prompt.known;
 }
 
@@ -263,20 +266,25 @@ void Calls::end(Call& call, std::size_t d, backend::Device& device) {
   if (d != *call.home) return call.done[d].open(queue.moment());
   for (std::size_t other = 0; other < team_->size(); ++other)
     if (other != d) queue.await(call.done[other].wait(*team_->abort()));
+  close(call, device, others_write);
+  queue.lead(call.stream());
+}
+
+// The device at home fetches what lies in the relay, and ends the call.
+void Calls::close(const Call& call, backend::Device& device, bool relayed) {
   std::vector<TensorView> outputs;
   for (const auto& [name, view] : call.outputs) {
-    if (view.numel() == 0) continue;
-    if (others_write) move(device, call.theirs_out.at(name), view);
+    if (view.host || view.numel() == 0) continue;
+    if (relayed) move(device, call.theirs_out.at(name), view);
     outputs.push_back(view);
   }
-  queue.end(state_, number_, faults_, outputs);
-  queue.lead(call.stream());
+  device.call_queue()->end(state_, number_, faults_, outputs);
 }
 
 void Calls::look_at(const Tensors& outputs) {
   std::vector<float> values;
   for (const auto& [name, view] : outputs) {
-    if (!is_float(view.dtype)) continue;
+    if (!view.host || !is_float(view.dtype)) continue;
     values.resize(static_cast<std::size_t>(view.numel()));
     copy(view, TensorView::dense(values.data(), DType::f32, view.shape));
     if (!std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); })) not_finite_ = true;

@@ -27,16 +27,17 @@ class Calls {
   Calls(const Calls&) = delete;
   Calls& operator=(const Calls&) = delete;
 
-  /// Whether the prologue ran. Throws what the call meets until it is queued, or has run.
+  /// Whether the prologue ran. Throws what the call meets until it is queued, or has run; settle() and clear() must follow then.
   bool run(Compiled& compiled, const Residency& residency, const Tensors& inputs, const Tensors& outputs, const CallOptions& options);
   /// Words that a collective's failure is seen by (Communicator::fault).
   void watch(const std::uint32_t* fault) { faults_.push_back(fault); }
   /// Waits until what was queued has run.
   void settle();
-  /// From any thread. pending: a queued call has not ended. failed: one has failed, or soon will.
+  /// From any thread. pending: a queued call has not ended. failed: one has failed or may do so soon.
   bool pending() const;
   bool failed() const;
-  bool cancelled() const;
+  /// Behind settle(): throws Cancelled or Error where a queued call has failed. A cancel that came when all had ended is none.
+  void check() const;
   /// What was queued has failed from now on. From any thread.
   void cancel();
   /// Forgets failures, behind settle().
@@ -51,6 +52,7 @@ class Calls {
   void lay_relay(Call& call);
   void begin(Call& call, std::size_t d, backend::Device& device);
   void end(Call& call, std::size_t d, backend::Device& device);
+  void close(const Call& call, backend::Device& device, bool relayed);
   void look_at(const Tensors& outputs);
 
   const std::shared_ptr<Team> team_;

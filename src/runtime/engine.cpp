@@ -37,6 +37,14 @@ void check_tensors(const std::string& what, const Types& expected, const Tensors
   }
 }
 
+std::string text_of(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
 }  // namespace
 
 void Engine::State::load(Compiled& compiled) {
@@ -58,17 +66,16 @@ void Engine::State::load(Compiled& compiled) {
 }
 
 void Engine::State::collect() {
-  if (!queue.failed()) return;
+  if (!queue.failed() && !team->abort()->raised()) return;
   try {
     queue.settle();
     for (const auto& [key, group] : groups)
       for (const auto& end : group) end->check();
-    if (queue.cancelled()) throw Cancelled("cancelled by the caller");
-    fail("[run] a call that was queued has failed");
+    queue.check();
   } catch (...) {
-    failure = std::current_exception();
+    if (!failure) failure = std::current_exception();
+    residency.forget_prompts();  // what its prologue left
   }
-  residency.forget_prompts();  // what its prologue left
   team->abort()->reset();
   queue.clear();
 }
@@ -86,9 +93,9 @@ void Engine::State::run(Compiled& compiled, const Tensors& inputs, const Tensors
   bool prologue = false;
   try {
     prologue = queue.run(compiled, residency, inputs, outputs, call);
-  } catch (...) {
+  } catch (const std::exception& error) {
     collect();
-    failure = nullptr;  // the same
+    if (failure && text_of(failure) == error.what()) failure = nullptr;  // a device that has noticed later, or an earlier call that it ended
     throw;
   }
   std::lock_guard lock(stats_mutex);
@@ -151,6 +158,7 @@ void Engine::run(Compiled& compiled, const Tensors& inputs, const Tensors& outpu
   require(compiled.team == state_->team, "[engine] expected a program of this engine but got another's");
   state_->residency.use(compiled.shared_from_this());
   state_->load(compiled);
+  state_->report_failure();  // loading waits for what is queued
   state_->run(compiled, inputs, outputs, options);
 }
 

@@ -23,10 +23,13 @@ struct Engine::State {
   class Call {
    public:
     explicit Call(State& state) : state_(state), lock_(state.calls) {
-      state_.collect();
-      std::lock_guard running(state_.running_mutex);
-      state_.team->abort()->reset();
-      state_.running = true;
+      for (;;) {  // a cancel may come in between, of what was queued
+        state_.collect();
+        std::lock_guard running(state_.running_mutex);
+        if (state_.queue.failed() || state_.team->abort()->raised()) continue;
+        state_.running = true;
+        return;
+      }
     }
     ~Call() {
       std::lock_guard running(state_.running_mutex);
@@ -38,7 +41,8 @@ struct Engine::State {
     std::lock_guard<std::mutex> lock_;
   };
 
-  /// Keeps what a queued call has met, and makes the devices ready for others; settle() waits for all that are queued before.
+  /// Behind a failure or a cancel: waits for the devices, which give up what they still have, keeps what a queued call has met, and makes
+  /// the devices ready for others. settle() waits for all that are queued in any case.
   void collect();
   void settle();
   /// Throws what was kept.

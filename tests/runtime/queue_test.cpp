@@ -71,6 +71,34 @@ TEST_P(Queues, SomeTensorsMayLieInTheHostsMemory) {
   }
 }
 
+// Two results that have nothing to do with each other.
+Graph two_results() {
+  Graph g;
+  graph::Builder b(g, DType::f32);
+  const auto w = b.weight("w", {8, 8});
+  for (const std::string name : {"a", "b"}) g.add_output(name + "_out", b.linear(b.input(name, {4, 6, 8}, DType::f32), w, -1, name));
+  return g;
+}
+
+TEST_P(Queues, SomeResultsMayLieInTheHostsMemory) {
+  const Graph g = two_results();
+  Queued f(g, GetParam());
+  for (int ordinal = 0; ordinal < f.engine->options().plan.mesh.size(); ++ordinal)
+    for (const auto* on_host : {"a_out", "b_out"})
+      for (const auto* infinite : {"", "a", "b"}) {
+        HostInputs inputs(g);
+        HostOutputs outputs(g);
+        auto out = on_gpu(outputs.views, ordinal);
+        out[on_host].host = true;
+        if (*infinite) inputs.values[infinite][3] = INFINITY;
+        f.engine->run(*f.engine->compile(g), on_gpu(inputs.views, ordinal), out, {kStream, {}});
+        EXPECT_EQ(f.engine->take_not_finite(), *infinite != 0) << infinite << ", " << on_host << " in the host's memory";
+        if (!*infinite) {
+          EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5) << ordinal << " " << on_host;
+        }
+      }
+}
+
 TEST_P(Queues, AStridedResultIsWrittenWhereItLies) {
   const Graph g = small_unet();
   Queued f(g, GetParam());
@@ -164,6 +192,63 @@ TEST(Queue, CancelMakesWhatIsQueuedNanAndIsToldOnce) {
   const auto compiled = f.engine->compile(g);
   EXPECT_THROW(f.engine->run(*compiled, inputs.views, outputs.views), Cancelled);
   EXPECT_TRUE(all_nan(outputs));
+  EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
+}
+
+TEST(Queue, ACancelThatComesTooLateIsNone) {
+  const Graph g = small_unet();
+  Queued f(g);
+  const HostInputs inputs(g);
+  HostOutputs outputs(g);
+  f.watch.behind_end = [&] { f.engine->cancel(); };
+  f.call(inputs, outputs);
+  f.engine->synchronize();
+  f.watch.behind_end = nullptr;
+  EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5);
+  EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
+}
+
+std::string thrown(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+const std::string kFailed = "[run] a call that was queued has failed";
+
+TEST(Queue, AFailureThatLoadingFindsIsThrownFirst) {
+  const Graph g = small_unet(), other = small_unet(1);
+  Queued f(g);
+  const HostInputs inputs(g), others(other);
+  HostOutputs outputs(other), broken(g);
+  const auto compiled = f.engine->compile(other);
+  f.watch.breaks = true;
+  f.call(inputs, broken);
+  const auto calls = f.engine->stats().calls;
+  EXPECT_EQ(thrown([&] { f.engine->run(*compiled, on_gpu(others.views, 0), on_gpu(outputs.views, 0), {kStream, {}}); }), kFailed);
+  EXPECT_EQ(f.engine->stats().calls, calls) << "and the call does not run";
+  f.watch.breaks = false;
+  f.engine->synchronize();
+  EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
+}
+
+TEST(Queue, AFailingCallDoesNotHideAnEarlierOnes) {
+  const Graph g = small_unet();
+  Queued f(g, "tensor=2");
+  const HostInputs inputs(g);
+  f.call(inputs);
+  HostOutputs earlier(g), outputs(g);
+  f.watch.breaks = true;
+  f.call(inputs, earlier);
+  f.watch.before_kernel = [](const std::string&, const graph::Node& node) { require(node.name != "res.conv2", "it broke"); };
+  EXPECT_TRUE(thrown([&] { f.call(inputs, outputs); }).ends_with("it broke"));
+  f.watch.before_kernel = nullptr;
+  f.watch.breaks = false;
+  EXPECT_EQ(thrown([&] { f.engine->check(); }), kFailed);
+  f.engine->check();
   EXPECT_LT(f.run_and_compare(g, inputs), 1e-5);
 }
 

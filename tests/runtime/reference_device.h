@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <new>
 
 #include "backend/host_device.h"
@@ -23,6 +24,8 @@ struct Watch {
   std::atomic<std::int64_t> allocations{0}, kernels{0};
   std::atomic<std::int64_t> live_bytes[8] = {};
   std::atomic<std::int64_t> live_kernels{0};
+  std::function<void()> behind_end;  ///< called when it is settled how a queued call ends, and not known yet
+  std::map<const void*, std::int64_t> shared;  ///< bytes by address, of what all devices reach
   /// Called before a kernel runs; may throw.
   std::function<void(const std::string& device, const graph::Node& node)> before_kernel;
 };
@@ -35,14 +38,28 @@ inline TensorView on_host(TensorView view) {
 
 class ReferenceQueue final : public backend::CallQueue {
  public:
-  explicit ReferenceQueue(Watch& watch) : watch_(watch) {}
+  ReferenceQueue(Watch& watch, int ordinal) : watch_(watch), ordinal_(ordinal) {}
   bool here() const override { return false; }
   void follow(void* theirs) override { watch_.queue_log.push_back(fmt::format("follow {}", theirs)); }
   void lead(void* theirs) override { watch_.queue_log.push_back(fmt::format("lead {}", theirs)); }
   void* moment() override { return this; }
   void await(void* moment) override { require(moment && moment != this, "[test] a device waits for itself"); }
-  void* allocate_shared(std::int64_t bytes) override { return ::operator new(static_cast<std::size_t>(bytes)); }
-  void release_shared(void* memory) override { ::operator delete(memory); }
+  void* allocate_shared(std::int64_t bytes) override {
+    void* memory = ::operator new(static_cast<std::size_t>(bytes));
+    watch_.shared[memory] = bytes;
+    return memory;
+  }
+  void release_shared(void* memory) override {
+    watch_.shared.erase(memory);
+    ::operator delete(memory);
+  }
+  /// As a GPU may that does not reach another's memory.
+  void expect_reach(const TensorView& outside) const {
+    if (outside.host || outside.ordinal == ordinal_) return;
+    const auto next = watch_.shared.upper_bound(outside.data);
+    const bool shared = next != watch_.shared.begin() && static_cast<const char*>(outside.data) < static_cast<const char*>(std::prev(next)->first) + std::prev(next)->second;
+    require(shared, "[test] device {} does not reach what lies on {}", ordinal_, outside.ordinal);
+  }
   std::vector<backend::Digest> digest(const std::vector<TensorView>& tensors) override {
     watch_.queue_log.push_back("digest");
     std::vector<backend::Digest> digests;
@@ -65,6 +82,7 @@ class ReferenceQueue final : public backend::CallQueue {
         copy(TensorView::dense(values.data(), DType::f64, output.shape), on_host(output));
       }
       if (failed) std::atomic_ref(state->failed) = 1;
+      if (watch_.behind_end) watch_.behind_end();
       std::atomic_ref(state->done) = number;
     });
   }
@@ -80,12 +98,13 @@ class ReferenceQueue final : public backend::CallQueue {
     return values;
   }
   Watch& watch_;
+  const int ordinal_;
   std::vector<std::function<void()>> ends_;
 };
 
 class ReferenceDevice final : public backend::HostDevice {
  public:
-  ReferenceDevice(backend::DeviceSpec spec, Watch& watch) : spec_(std::move(spec)), watch_(watch), queue_(watch) {}
+  ReferenceDevice(backend::DeviceSpec spec, Watch& watch) : spec_(std::move(spec)), watch_(watch), queue_(watch, spec_.index) {}
   const backend::DeviceSpec& spec() const override { return spec_; }
   void attach() override {}
 
@@ -123,9 +142,11 @@ class ReferenceDevice final : public backend::HostDevice {
     ::operator delete(memory, std::align_val_t{64});
   }
   void read(const TensorView& outside, void* data, const graph::Type& type, const graph::Order& order) override {
+    queue_.expect_reach(outside);
     copy(on_host(outside), {data, type.dtype, type.shape, graph::strides_of(type.shape, order)});
   }
   void write(const void* data, const graph::Type& type, const graph::Order& order, const TensorView& outside) override {
+    queue_.expect_reach(outside);
     copy({const_cast<void*>(data), type.dtype, type.shape, graph::strides_of(type.shape, order)}, on_host(outside));
   }
 

@@ -1,6 +1,7 @@
 #include "backend/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/kernel_table.h"
@@ -165,11 +166,11 @@ double CudaDevice::time(const std::function<void()>& launches) {
 }
 
 void CudaDevice::synchronize() {
+  const auto writes = std::exchange(host_writes_, {});  // of a failed call nothing is written later, when its memory may be gone
   check(cudaStreamSynchronize(context_.stream), "running");
-  for (const auto& w : host_writes_)
-    copy(TensorView::dense(staging_.data() + w.offset, w.outside.dtype, w.outside.shape), w.outside);
-  host_writes_.clear();
   staged_ = 0;
+  for (const auto& w : writes)
+    copy(TensorView::dense(staging_.data() + w.offset, w.outside.dtype, w.outside.shape), w.outside);
 }
 
 char* CudaDevice::stage(std::int64_t bytes) {

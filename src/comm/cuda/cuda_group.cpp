@@ -121,6 +121,7 @@ void CudaGroup::clear(std::size_t rank) {
 std::map<std::string, Communicator::Spent> CudaGroup::spent(int rank) const {
   const CurrentDevice current(ordinal(rank));
   Spent spent[kOps];
+  backend::cuda::check(cudaStreamSynchronize(stream(rank)), "running");  // which the copy's default stream does not wait for
   backend::cuda::check(cudaMemcpy(spent, world(rank).local->spent, sizeof(spent), cudaMemcpyDeviceToHost), "reading the counters of collectives");
   std::map<std::string, Communicator::Spent> by_op;
   for (int op = 0; op < kOps; ++op)

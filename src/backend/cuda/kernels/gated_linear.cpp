@@ -16,7 +16,9 @@ namespace {
 // From what is remembered of this device, else by timing both.
 bool is_faster(const Site& site, const hopper::GatedLinear& linear, Kernel& composed) {
   auto& tuning = tuning_of(site.context);
-  const auto key = fmt::format("gated_linear {} {}x{}->{} {}", name_of(linear.dtype), linear.rows, linear.inner, linear.outputs, site.attrs().text("activation"));
+  const auto biases = graph::glu_biases(site.attrs(), 3);
+  const auto key = fmt::format("gated_linear {} {}x{}->{} {} {}", name_of(linear.dtype), linear.rows, linear.inner, linear.outputs,
+                               site.attrs().text("activation"), site.attrs().text("biases"));
   if (const auto known = tuning.find(key)) return *known == "own";
   Stopwatch watch(site.context.stream);
   const auto element = static_cast<std::int64_t>(size_of(linear.dtype)), weight_bytes = linear.inner * linear.outputs * element;
@@ -26,7 +28,9 @@ bool is_faster(const Site& site, const hopper::GatedLinear& linear, Kernel& comp
   o.gate = watch.allocate(weight_bytes);
   o.y = watch.allocate(site.out[0].type.bytes());
   void *bias = watch.allocate(linear.outputs * element), *workspace = watch.allocate(composed.workspace_bytes());
-  if (!o.x || !o.value || !o.gate || !o.y || !bias || !workspace) return true;
+  if (!o.x || !o.value || !o.gate || !o.y || !bias || !workspace) return false;  // not timed, and so not remembered
+  if (biases.value) o.value_bias = bias;
+  if (biases.gate) o.gate_bias = bias;
   std::vector<const void*> in = {o.x, o.value, o.gate};
   in.resize(site.in.size(), bias);
   const float own = watch.time([&] { return hopper::launch_gated_linear(linear, o, site.context.stream) == cudaSuccess; });
