@@ -5,7 +5,7 @@ import itertools
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import _core
@@ -48,13 +48,19 @@ class Queue:
     ) -> None:
         """run(stream=…, contents=…), or run(), makes the call. owners: the tensors that the caller holds, where `inputs` are views of
         them."""
+        try:
+            warn_unless_finite(self._run(run, inputs, outputs, owners or inputs))
+        finally:
+            count_write(outputs.values())
+
+    def _run(self, run: Callable[..., bool], inputs: Mapping[str, Any], outputs: Mapping[str, Any], owners: Mapping[str, Any]) -> bool:
         place = next((array.device for array in (*inputs.values(), *outputs.values()) if on_gpu(array)), None)
         if place is None:
-            return warn_unless_finite(run())
+            return run()
         cuda = sys.modules["torch"].cuda
-        contents = {name: self._contents.number(array) for name, array in (owners or inputs).items() if on_gpu(array)}
+        contents = {name: self._contents.number(array) for name, array in owners.items() if on_gpu(array)}
         with cuda.device(place):  # DLPack wants it so; and where it is current already, the engine needs no other thread
-            warn_unless_finite(run(stream=cuda.current_stream().cuda_stream, contents=contents))
+            return run(stream=cuda.current_stream().cuda_stream, contents=contents)
 
 
 class Contents:
@@ -85,6 +91,16 @@ class Contents:
                 del self._known[key]
 
         return gone
+
+
+def count_write(arrays: Iterable[Any]) -> None:
+    """torch's count of writes goes up, which it does not by itself for what the engine writes."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    for array in arrays:
+        if isinstance(array, torch.Tensor) and not array.is_inference():
+            torch.autograd.graph.increment_version(array)
 
 
 def on_gpu(array: Any) -> bool:

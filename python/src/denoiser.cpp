@@ -69,19 +69,20 @@ class Denoiser {
     const auto program = compile_of(in);
     auto& engine = denoiser_->engine();
     const Views outputs = {{"output", out}};
-    return run_call(engine, *program, outputs, options, [&] { engine.run(*program, in, outputs, options); },
-                    [&](const auto& work) { run_interruptible(work, [&] { cancel(); }); });
+    return run_call(engine, *program, outputs, options, turn_, [&] { engine.run(*program, in, outputs, options); },
+                    [&](const auto& work) { run_interruptible(turn_, work, [&] { cancel(); }); });
   }
   void check() {
     const nb::gil_scoped_release release;
     denoiser_->engine().check();
   }
   bool synchronize() {
-    run_interruptible([&] { denoiser_->engine().synchronize(); }, [&] { cancel(); });
+    run_interruptible(turn_, [&] { denoiser_->engine().synchronize(); }, [&] { cancel(); });
     return denoiser_->engine().take_not_finite();
   }
   void load(const models::UNetCall& call) {
     run_interruptible(
+        turn_,
         [&] {
           auto compiled = denoiser_->compile(call);
           denoiser_->engine().load(*compiled);
@@ -120,6 +121,7 @@ class Denoiser {
     const nb::gil_scoped_release release;
     return denoiser_->compile(call);
   }
+  Turn turn_;
   std::unique_ptr<pipeline::Denoiser> denoiser_;
 };
 

@@ -33,7 +33,7 @@ class Engine {
   }
 
   void load() {
-    run_interruptible([&] { engine_->load(*compiled_); }, [&] { engine_->cancel(); });
+    run_interruptible(turn_, [&] { engine_->load(*compiled_); }, [&] { engine_->cancel(); });
   }
   void unload() {
     const nb::gil_scoped_release release;
@@ -43,15 +43,15 @@ class Engine {
     Arrays arrays;
     const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
     const auto options = call_options(stream, std::move(contents));
-    return run_call(*engine_, *compiled_, out, options, [&] { engine_->run(*compiled_, in, out, options); },
-                    [&](const auto& work) { run_interruptible(work, [&] { engine_->cancel(); }); });
+    return run_call(*engine_, *compiled_, out, options, turn_, [&] { engine_->run(*compiled_, in, out, options); },
+                    [&](const auto& work) { run_interruptible(turn_, work, [&] { engine_->cancel(); }); });
   }
   void check() {
     const nb::gil_scoped_release release;
     engine_->check();
   }
   bool synchronize() {
-    run_interruptible([&] { engine_->synchronize(); }, [&] { engine_->cancel(); });
+    run_interruptible(turn_, [&] { engine_->synchronize(); }, [&] { engine_->cancel(); });
     return engine_->take_not_finite();
   }
   void cancel() { engine_->cancel(); }
@@ -59,6 +59,7 @@ class Engine {
   nb::dict stats() const { return stats_of(*engine_); }
 
  private:
+  Turn turn_;
   std::unique_ptr<runtime::Engine> engine_;
   std::shared_ptr<runtime::Compiled> compiled_;
 };
@@ -87,14 +88,17 @@ runtime::CallOptions call_options(const Stream& stream, Contents contents) {
   return options;
 }
 
-bool run_call(runtime::Engine& engine, const runtime::Compiled& compiled, const Views& outputs, const runtime::CallOptions& options,
+bool run_call(runtime::Engine& engine, const runtime::Compiled& compiled, const Views& outputs, const runtime::CallOptions& options, Turn& turn,
               const std::function<void()>& work, const std::function<void(const std::function<void()>&)>& interruptible) {
   const bool queued = options.stream && std::none_of(outputs.begin(), outputs.end(), [](const auto& output) { return output.second.host; });
   bool loaded = false;
   if (queued) {
     const nb::gil_scoped_release release;
     loaded = engine.loaded(compiled);
-    if (loaded) work();
+    if (loaded) {
+      const std::lock_guard mine(turn);
+      work();
+    }
   }
   if (!loaded) interruptible(work);
   return engine.take_not_finite();

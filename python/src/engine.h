@@ -14,6 +14,7 @@
 #include <string>
 
 #include "arrays.h"
+#include "interruptible.h"
 #include "runtime/engine.h"
 
 namespace comfytp::python {
@@ -28,9 +29,9 @@ using Stream = std::optional<std::uintptr_t>;
 using Contents = std::map<std::string, std::uint64_t>;
 runtime::CallOptions call_options(const Stream& stream, Contents contents);
 
-/// Runs `work`, which runs a call with these outputs. One that is queued is not worth a thread of its own that listens for Ctrl-C.
-/// Returns Engine::take_not_finite().
-bool run_call(runtime::Engine& engine, const runtime::Compiled& compiled, const Views& outputs, const runtime::CallOptions& options,
+/// Runs `work`, which runs a call with these outputs, in its turn. One that is queued is not worth a thread of its own that listens for
+/// Ctrl-C, as `interruptible` does. Returns Engine::take_not_finite().
+bool run_call(runtime::Engine& engine, const runtime::Compiled& compiled, const Views& outputs, const runtime::CallOptions& options, Turn& turn,
               const std::function<void()>& work, const std::function<void(const std::function<void()>&)>& interruptible);
 
 // As Python's dicts and lists, which json can write.

@@ -122,12 +122,8 @@ class Programs {
     Arrays arrays;
     const auto in = arrays.read_all(inputs, "input"), out = arrays.write_all(outputs, "output");
     const auto options = call_options(stream, std::move(contents));
-    const auto work = [&] {
-      const std::lock_guard lock(calls_);
-      engine_->run(*handle.compiled, in, out, options);
-    };
-    return run_call(*engine_, *handle.compiled, out, options, work,
-                    [&](const auto& call) { listening(call, watch); });
+    return run_call(*engine_, *handle.compiled, out, options, calls_, [&] { engine_->run(*handle.compiled, in, out, options); },
+                    [&](const auto& work) { interruptible(work, watch); });
   }
   void check() {
     const nb::gil_scoped_release release;
@@ -156,21 +152,15 @@ class Programs {
   };
 
   void interruptible(const std::function<void()>& work, const nb::object& watch = nb::none()) {
-    listening(
-        [&] {
-          const std::lock_guard lock(calls_);
-          work();
-        },
-        watch);
-  }
-  // `work` takes the lock itself.
-  void listening(const std::function<void()>& work, const nb::object& watch) {
-    progress_->total = 0;
-    run_interruptible(work, [&] { engine_->cancel(); }, watch.is_none() ? std::function<void()>() : [&] { watch(); });
+    const auto begin = [&] {
+      progress_->total = 0;
+      work();
+    };
+    run_interruptible(calls_, begin, [&] { engine_->cancel(); }, watch.is_none() ? std::function<void()>() : [&] { watch(); });
   }
 
   const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
-  std::mutex calls_;  // adding weights, compiling and running exclude each other
+  Turn calls_;  // adding weights, compiling and running exclude each other
   std::shared_ptr<Growing> weights_;
   std::unique_ptr<runtime::Engine> engine_;
 };

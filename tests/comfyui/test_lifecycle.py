@@ -17,9 +17,11 @@ import torch
 from test_families import TOLERANCE
 from test_patches import lora_file
 
+import comfytp
 from comfytp.comfyui import engine_stats, split_model
+from comfytp.comfyui.engine import Engine
 from comfytp.comfyui.site import Site
-from comfytp.comfyui.split import _splits
+from comfytp.comfyui.split import SplitModel, _splits
 from comfytp.importer.key import module_hash
 
 
@@ -159,6 +161,40 @@ class TestCancel:
         assert not management.processing_interrupted(), "the next prompt starts afresh"
         expected = models.sample(plain, "sd15", steps=1)
         assert models.relative(models.sample(split, "sd15", steps=1), expected) < TOLERANCE
+
+    @pytest.mark.parametrize("met", [None, comfytp.Error("cuda:1: it broke"), management.InterruptProcessingException()])
+    def test_what_is_queued_ends_also_where_sampling_fails(self, monkeypatch, met):
+        split = split_model(models.sd15(), "0,1")
+        models.sample(split, "sd15", steps=1)
+        waited = []
+
+        def synchronize(self):
+            waited.append(self)
+            if met is not None:
+                raise met
+
+        def preview(*_):
+            raise RuntimeError("no preview")
+
+        monkeypatch.setattr(SplitModel, "synchronize", synchronize)
+        with pytest.raises(RuntimeError, match="no preview"):
+            models.sample(split, "sd15", steps=2, callback=preview)
+        assert waited == [split.split]
+
+    def test_a_failing_device_is_an_error_and_no_reason_for_plain_pytorch(self, monkeypatch):
+        split = split_model(models.sd15(), "0,1")
+        models.sample(split, "sd15", steps=1)
+        before = engine_stats()["torch_fallbacks"]
+
+        def run(*_, **__):
+            raise comfytp.Error("cuda:1: it broke")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "run", run)
+            with pytest.raises(comfytp.Error, match="it broke"):
+                models.sample(split, "sd15", steps=1)
+        assert engine_stats()["torch_fallbacks"] == before
+        models.sample(split, "sd15", steps=1)
 
     def test_other_threads_run_while_the_engine_works(self):
         split = split_model(models.sd15(model_channels=128), "0,1")

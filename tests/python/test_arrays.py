@@ -71,6 +71,18 @@ def test_numpy_arrays_of_any_strides_go_in_and_numpy_comes_out(name):
     y += 1
 
 
+def test_torch_counts_what_the_engine_writes():
+    engine = comfytp.Engine(affine(), {"w": WEIGHT})
+    y = torch.empty(6, 8)
+    for _ in range(2):
+        before = y._version
+        engine.run({"x": VALUES}, out={"y": y})
+        assert y._version > before
+    with torch.inference_mode():
+        assert relative_error(engine(x=VALUES)["y"], y) == 0
+        engine.run({"x": VALUES}, out={"y": torch.empty(6, 8)})
+
+
 @pytest.mark.parametrize("views", [torch_views, numpy_views])
 def test_weights_of_any_strides(views):
     for name, values in views().items():

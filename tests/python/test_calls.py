@@ -97,6 +97,34 @@ def test_ctrl_c_ends_a_call(long_call):
     assert engine.stats()["calls"] >= 1
 
 
+def test_ctrl_c_of_a_call_that_waits_for_its_turn_lets_the_other_run(long_call):
+    engine, x = long_call
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    calls = engine.stats()["calls"]
+    caller = Caller(engine, x)
+    main = threading.main_thread().ident
+
+    def interrupt():
+        while comfytp.Engine.run.__code__ not in codes(sys._current_frames()[main]):
+            threading.Event().wait(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=interrupt)
+    try:
+        while comfytp.Engine.run.__code__ not in codes(sys._current_frames()[caller.ident]):
+            threading.Event().wait(0.001)
+        threading.Event().wait(0.05)  # it has its turn
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            engine(x=x)
+        assert caller.is_alive(), "nor is it waited for"
+    finally:
+        sender.join()
+        caller.join()
+        signal.signal(signal.SIGINT, before)
+    assert isinstance(caller.outcome, dict) and engine.stats()["calls"] == calls + 1
+
+
 def test_calls_from_many_threads_take_turns(long_call):
     graph = comfytp.Graph()
     graph.output("y", graph.add("linear", [graph.input("x", [4, 4]), graph.weight("w", [4, 4])]))

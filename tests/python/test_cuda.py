@@ -174,6 +174,19 @@ def test_a_prompt_is_known_by_its_tensors_or_their_content(half_sdxl):
     assert prologues(context=changed) == first + 2
 
 
+def test_a_result_may_be_the_next_calls_prompt():
+    graph = comfytp.Graph()
+    prompt = graph.add("linear", [graph.input("prompt", [4, 8], varies="prompt"), graph.weight("w", [8, 8])])
+    graph.output("y", graph.add("add", [graph.input("x", [4, 8]), prompt]))
+    engine = comfytp.Engine(graph, {"w": 2 * torch.eye(8)}, "cuda:0")
+    x, first = torch.ones(4, 8, device="cuda"), torch.ones(4, 8, device="cuda")
+    y = torch.empty(4, 8, device="cuda")
+    engine.run({"x": x, "prompt": first}, out={"y": y})
+    for expected in (3, 7, 15, 31):  # x + 2 prompt, written to where the prompt is read
+        assert torch.equal(y, torch.full_like(y, expected))
+        engine.run({"x": x, "prompt": y}, out={"y": y})
+
+
 def test_cancelling_a_queued_call_makes_its_result_nan_and_is_told_once(half_sdxl):
     denoiser, inputs = half_sdxl
     expected = denoiser(**inputs)

@@ -56,9 +56,11 @@ class ReferenceQueue final : public backend::CallQueue {
   /// As a GPU may that does not reach another's memory.
   void expect_reach(const TensorView& outside) const {
     if (outside.host || outside.ordinal == ordinal_) return;
-    const auto next = watch_.shared.upper_bound(outside.data);
-    const bool shared = next != watch_.shared.begin() && static_cast<const char*>(outside.data) < static_cast<const char*>(std::prev(next)->first) + std::prev(next)->second;
-    require(shared, "[test] device {} does not reach what lies on {}", ordinal_, outside.ordinal);
+    const auto shared = [&](const auto& range) {
+      const auto* first = static_cast<const char*>(range.first);
+      return first <= outside.data && outside.data < first + range.second;
+    };
+    require(std::any_of(watch_.shared.begin(), watch_.shared.end(), shared), "[test] device {} does not reach what lies on {}", ordinal_, outside.ordinal);
   }
   std::vector<backend::Digest> digest(const std::vector<TensorView>& tensors) override {
     watch_.queue_log.push_back("digest");

@@ -1,9 +1,11 @@
 """The two places where a call of the diffusion model is given to the engine."""
 
+import contextlib
 import functools
 from typing import Any
 
 import comfy.controlnet
+import comfy.model_management
 import comfy.patcher_extension
 import torch
 
@@ -64,7 +66,13 @@ def _around_sampling(split: Any, executor: Any, *args: Any, **kwargs: Any) -> An
         for cond in conds or ()
         for control in _chain(cond.get("control"))
     )
-    result = executor(*args, **kwargs)
+    try:
+        result = executor(*args, **kwargs)
+    except BaseException:
+        # What is queued ends before anybody goes on. What it has met is of less interest.
+        with contextlib.suppress(Exception, comfy.model_management.InterruptProcessingException):
+            split.synchronize()
+        raise
     split.synchronize()
     return result
 

@@ -247,6 +247,8 @@ class Calls:
         graph = re.sub(r'key="(table\.\d+)"', lambda m: f'key="{renamed[m[1]]}"', graph)
         try:
             return Ready(program, self._engine.compile(Graph.parse(graph)))
+        except (_core.Cancelled, _core.Timeout):
+            raise
         except _core.Error as error:
             raise Unsupported(str(error)) from error
 
