@@ -279,6 +279,24 @@ def test_two_gpus_take_the_tensors_of_one(half_sdxl, place, mesh):
 
 
 @two_gpus
+@pytest.mark.parametrize("mesh", ["tensor=2", "patch=2", "batch=2"])
+@pytest.mark.parametrize("place", ["cuda:0", "cuda:1"])
+def test_one_result_may_lie_on_a_gpu_and_another_in_the_hosts_memory(place, mesh):
+    graph = comfytp.Graph()
+    w = graph.weight("w", [64, 64])
+    for name in ("a", "b"):
+        graph.output(f"{name}_out", graph.add("linear", [graph.input(name, [2, 32, 64]), w]))
+    engine = comfytp.Engine(graph, {"w": 2 * torch.eye(64)}, "cuda:0,cuda:1", mesh)
+    a, b = torch.randn(2, 32, 64, device=place), torch.randn(2, 32, 64, device=place)
+    out = {"a_out": torch.empty(2, 32, 64, device=place), "b_out": torch.empty(2, 32, 64)}
+    engine.run({"a": a, "b": b}, out=out)
+    assert relative_error(out["a_out"].cpu(), 2 * a.cpu()) <= 1e-6 and relative_error(out["b_out"], 2 * b.cpu()) <= 1e-6
+    for name in ("a", "b"):
+        with pytest.warns(RuntimeWarning, match="infinities"):
+            engine.run({"a": a, "b": b, name: torch.full_like(a, torch.inf)}, out=out)
+
+
+@two_gpus
 def test_a_time_out_of_a_queued_call_makes_its_result_nan_and_is_told_once(half_sdxl):
     unet = unets.make_unet("sdxl").half()
     both = denoiser_of(unet.state_dict(), "sdxl", devices="cuda:0,cuda:1", compute="f16", timeout=0.05)
