@@ -11,7 +11,15 @@ namespace comfytp::runtime {
 int Assembly::add_block(std::int64_t bytes) {
   blocks_.push_back({bytes, -1, -1, false});
   merged_into_.push_back(static_cast<int>(merged_into_.size()));
+  offsets_.push_back(0);
   return merged_into_.back();
+}
+
+bool Assembly::lay_within(int part, int whole, std::int64_t offset) {
+  if (root(part) != part || root(whole) == part) return false;
+  merged_into_[static_cast<std::size_t>(part)] = whole;
+  offsets_[static_cast<std::size_t>(part)] = offset;
+  return true;
 }
 
 void Assembly::add(Phase phase, PendingLaunch launch) { (phase == Phase::step ? step_ : prologue_).push_back(std::move(launch)); }
@@ -21,6 +29,13 @@ void Assembly::add_output(Binding binding, Home home) { outputs_.emplace_back(st
 int Assembly::root(int block) {
   while (merged_into_[static_cast<std::size_t>(block)] != block) block = merged_into_[static_cast<std::size_t>(block)];
   return block;
+}
+
+std::int64_t Assembly::offset_of(const Home& home) const {
+  auto offset = home.offset;
+  for (int block = home.block; merged_into_[static_cast<std::size_t>(block)] != block; block = merged_into_[static_cast<std::size_t>(block)])
+    offset += offsets_[static_cast<std::size_t>(block)];
+  return offset;
 }
 
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
@@ -101,7 +116,7 @@ void Assembly::measure() {
 void Assembly::reuse(PendingLaunch& launch, int time) {
   for (std::size_t i : launch.may_overwrite) {
     const int from = launch.in[i].block < 0 ? -1 : root(launch.in[i].block), to = root(launch.out[0].block);
-    if (from < 0 || from == to) continue;
+    if (from < 0 || from == to || offset_of(launch.in[i]) != 0 || offset_of(launch.out[0]) != 0) continue;
     Block &in = blocks_[static_cast<std::size_t>(from)], &out = blocks_[static_cast<std::size_t>(to)];
     const auto readers = std::count_if(launch.in.begin(), launch.in.end(), [&](const Home& h) { return h.block >= 0 && root(h.block) == from; });
     if (in.last != time || in.kept || out.first != time || in.bytes != out.bytes || readers != 1) continue;
@@ -143,7 +158,9 @@ void Assembly::place_blocks(Program& program) {
 
 Place Assembly::place(const Home& home) {
   if (home.block < 0) return {Place::Memory::weight, 0, home.weight};
-  return places_[static_cast<std::size_t>(root(home.block))];
+  Place place = places_[static_cast<std::size_t>(root(home.block))];
+  place.offset += offset_of(home);
+  return place;
 }
 
 }  // namespace comfytp::runtime

@@ -18,6 +18,7 @@ enum class Phase { prologue, step };
 struct Home {
   int block = -1;
   backend::WeightBuffer* weight = nullptr;
+  std::int64_t offset = 0;  ///< bytes into the block
 };
 
 struct PendingLaunch {
@@ -34,6 +35,10 @@ struct PendingLaunch {
 class Assembly {
  public:
   int add_block(std::int64_t bytes);
+  /// From now on the block `part`, with all values in it, lies in block `whole`, `offset` bytes behind its beginning; false where it lies in
+  /// another block already.
+  bool lay_within(int part, int whole, std::int64_t offset);
+  std::int64_t bytes_of(int block) const { return blocks_[static_cast<std::size_t>(block)].bytes; }
   void add(Phase phase, PendingLaunch launch);
   void add_input(Binding binding, Home home);
   void add_output(Binding binding, Home home);
@@ -48,6 +53,7 @@ class Assembly {
     bool kept = false;           ///< made by the prologue, used by the step
   };
   int root(int block);
+  std::int64_t offset_of(const Home& home) const;  // bytes into the root of its block
   Block& block(const Home& home) { return blocks_[static_cast<std::size_t>(root(home.block))]; }
   void hoist(std::vector<PendingLaunch>& launches);
   void measure();
@@ -68,6 +74,7 @@ class Assembly {
   std::vector<std::pair<Binding, Home>> inputs_, outputs_;
   std::vector<Block> blocks_;
   std::vector<int> merged_into_;        // another block of the same memory, or itself
+  std::vector<std::int64_t> offsets_;   // of the block in that one
   std::vector<Place> places_;           // by block
   std::vector<Place> workspaces_;       // by time
 };

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "graph/rewrites.h"
 #include "runtime/assembly.h"
+#include "runtime/memory_plan.h"
 
 namespace comfytp::runtime {
 namespace {
@@ -137,6 +138,8 @@ class Lowering {
       value(node.outputs[0]) = {op.out[0], v.stored, layout.out[0], v.home, nullptr, v.phase};
       return;
     }
+    if (graph::is(node, "slice") && see_slice(node)) return;
+    if (graph::is(node, "concat") && lay_together(node, phase)) return;
     if (node.op->collective()) return collective(node, phase, layout);
     if (phase == Phase::step) program_.step_flops += node.op->flops(op);
     if (node.op->flops(op) > 0 && is_float(op.out[0].dtype) && computes_in_.insert(op.out[0].dtype).second)
@@ -157,6 +160,71 @@ class Lowering {
       if (!in[i].weight && in[i].type == op.out[0] && graph::same_memory(op.out[0].shape, in[i].order, out[0].order) && node.op->in_place(op, i))
         launch.may_overwrite.push_back(i);
     assembly_.add(phase, std::move(launch));
+  }
+
+  // Bytes of a step along dimension `dim` of a value that lies in `order` with nothing outside of that dimension, so that its parts lie
+  // in one piece each; -1 where it does not. Kernels count on places at multiples of kAlignment: so the parts must begin there.
+  static std::int64_t step_of(const Type& type, const Order& order, std::size_t dim) {
+    for (int d : order) {
+      if (static_cast<std::size_t>(d) == dim) return graph::strides_of(type.shape, order)[dim] * size_of(type.dtype);
+      if (type.shape[static_cast<std::size_t>(d)] != 1) return -1;
+    }
+    return -1;
+  }
+
+  // A slice that lies in one piece is read where it lies.
+  bool see_slice(const Node& node) {
+    const Value& v = value(node.inputs[0]);
+    const auto step = step_of(v.type, v.order, static_cast<std::size_t>(node.attrs.integer("dim")));
+    const auto offset = step * node.attrs.integer("start");
+    if (v.home.block < 0 || v.weight || v.stored != v.type.dtype) return false;
+    if (node.attrs.integer_or("step", 1) != 1 || step < 0 || offset % kAlignment != 0) return false;
+    Value part = v;
+    part.type = program_.graph.type(node.outputs[0]);
+    part.home.offset += offset;
+    value(node.outputs[0]) = part;
+    return true;
+  }
+
+  // What a concat takes in one piece is written where it will lie, and only the rest is copied.
+  bool lay_together(const Node& node, Phase phase) {
+    const auto dim = static_cast<std::size_t>(node.attrs.integer("dim"));
+    const Type& type = program_.graph.type(node.outputs[0]);
+    const Order order = value(node.inputs[0]).order;
+    const auto step = step_of(type, order, dim);
+    if (step < 0 || numel(type.shape) == 0) return false;
+    std::vector<std::int64_t> offsets;
+    std::int64_t end = 0;
+    for (ValueId id : node.inputs) {
+      offsets.push_back(end);
+      end += value(id).type.shape[dim] * step;
+      if (offsets.back() % kAlignment != 0) return false;
+    }
+    const Value whole = fresh(type, order, phase);
+    bool any = false;
+    std::vector<std::size_t> rest;
+    for (std::size_t i = 0; i < node.inputs.size(); ++i) {
+      const Value& v = value(node.inputs[i]);
+      const auto bytes = v.type.bytes();
+      if (bytes == 0) continue;
+      const bool alone = v.home.block >= 0 && !v.weight && v.home.offset == 0 && v.phase == phase && v.stored == v.type.dtype &&
+                         assembly_.bytes_of(v.home.block) == bytes &&
+                         graph::same_memory(v.type.shape, v.order, order);
+      if (alone && assembly_.lay_within(v.home.block, whole.home.block, offsets[i])) any = true;
+      else rest.push_back(i);
+    }
+    if (!any) return false;
+    for (std::size_t i : rest) {
+      Value part = whole;
+      part.type = value(node.inputs[i]).type;
+      part.home.offset = offsets[i];
+      const Node copy{&graph::find_op("cast"), {{"dtype", std::string(name_of(type.dtype))}}, {}, {}, node.name};
+      Value source = value(node.inputs[i]);
+      source.type.dtype = source.stored;
+      assembly_.add(phase, kernel(copy, {source}, {part}));
+    }
+    value(node.outputs[0]) = whole;
+    return true;
   }
 
   void bind_input(const Node& node, Phase phase) {
