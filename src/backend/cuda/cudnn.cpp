@@ -18,7 +18,9 @@ fe::DataType_t type_of(DType dtype) {
   return dtype == DType::f32 ? fe::DataType_t::FLOAT : dtype == DType::f16 ? fe::DataType_t::HALF : fe::DataType_t::BFLOAT16;
 }
 
-enum Uid : std::int64_t { kA = 1, kB, kC, kOut };
+constexpr std::int64_t kMostWorkspace = std::int64_t{1} << 30;  // some algorithms want hundreds of gigabytes
+
+enum Uid : std::int64_t { kA = 1, kB, kC, kD, kOut };
 
 class Plan final : public CudnnPlan {
  public:
@@ -36,6 +38,7 @@ class Plan final : public CudnnPlan {
              [&] { return graph.create_execution_plans({fe::HeurMode_t::A, fe::HeurMode_t::FALLBACK}); },
              [&] {
                if (exact_) graph.deselect_numeric_notes({fe::NumericalNote_t::TENSOR_CORE});  // TF32 is no fp32
+               graph.deselect_workspace_greater_than(kMostWorkspace);
                return graph.check_support(context_.cudnn);
              },
              [&] { return graph.build_plans(context_.cudnn, fe::BuildPlanPolicy_t::HEURISTICS_CHOICE); }})
@@ -44,9 +47,10 @@ class Plan final : public CudnnPlan {
     return {};
   }
   std::int64_t workspace_bytes() const override { return workspace_; }
-  void run(const void* a, const void* b, const void* c, void* out, void* workspace) override {
+  void run(const void* a, const void* b, const void* c, void* out, void* workspace, const void* d) override {
     std::unordered_map<std::int64_t, void*> tensors = {{kA, const_cast<void*>(a)}, {kB, const_cast<void*>(b)}, {kOut, out}};
     if (c) tensors[kC] = const_cast<void*>(c);
+    if (d) tensors[kD] = const_cast<void*>(d);
     auto error = graph.execute(context_.cudnn, tensors, workspace);
     require(error.is_good(), "[cuda] cuDNN: {}", error.get_message());
   }
@@ -88,12 +92,15 @@ std::shared_ptr<CudnnPlan> plan_convolution(Context& context, const Convolution&
 }
 
 std::shared_ptr<CudnnPlan> plan_attention(Context& context, const AttentionSizes& a) {
-  const auto key = fmt::format("attention {} {} {} {} {} {} {} {} {} {}", name_of(a.dtype), to_string(a.q), to_string(a.q_strides), to_string(a.k),
-                               to_string(a.k_strides), to_string(a.v), to_string(a.v_strides), to_string(a.out), to_string(a.out_strides), a.scale);
+  const auto key = fmt::format("attention {} {} {} {} {} {} {} {} {} {} {} {}", name_of(a.dtype), to_string(a.q), to_string(a.q_strides), to_string(a.k),
+                               to_string(a.k_strides), to_string(a.v), to_string(a.v_strides), to_string(a.out), to_string(a.out_strides), to_string(a.mask),
+                               to_string(a.mask_strides), a.scale);
   return shared_plan(context, key, [&]() -> std::shared_ptr<Plan> {
     auto plan = std::make_shared<Plan>(context, a.dtype);
     const auto q = plan->tensor(kA, a.q, a.q_strides), k = plan->tensor(kB, a.k, a.k_strides), v = plan->tensor(kC, a.v, a.v_strides);
-    auto [out, statistics] = plan->graph.sdpa(q, k, v, fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(false).set_attn_scale(static_cast<float>(a.scale)));
+    auto attributes = fe::graph::SDPA_attributes().set_name("attention").set_generate_stats(false).set_attn_scale(static_cast<float>(a.scale));
+    if (!a.mask.empty()) attributes.set_bias(plan->tensor(kD, a.mask, a.mask_strides));
+    auto [out, statistics] = plan->graph.sdpa(q, k, v, attributes);
     plan->output(out, a.out, a.out_strides);
     return plan->build().empty() ? plan : nullptr;
   });

@@ -15,8 +15,8 @@ class CudnnPlan {
  public:
   virtual ~CudnnPlan() = default;
   virtual std::int64_t workspace_bytes() const = 0;
-  /// `a`, `b`, `c` are x and the filter, or q, k and v.
-  virtual void run(const void* a, const void* b, const void* c, void* out, void* workspace) = 0;
+  /// `a`, `b`, `c` are x and the filter, or q, k and v, and `d` what is added to the scores.
+  virtual void run(const void* a, const void* b, const void* c, void* out, void* workspace, const void* d = nullptr) = 0;
 };
 
 /// Dimensions are logical: x [n, i, ..], filter [o, i/groups, ..], y [n, o, ..], with the strides in elements in which they lie.
@@ -30,6 +30,7 @@ struct Convolution {
 struct AttentionSizes {
   DType dtype = DType::f16;
   Shape q, q_strides, k, k_strides, v, v_strides, out, out_strides;
+  Shape mask, mask_strides;  ///< [n|1, heads|1, queries|1, keys], of this dtype and added to the scores; empty: there is none
   double scale = 1;
 };
 

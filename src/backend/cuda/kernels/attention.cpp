@@ -16,14 +16,7 @@ std::unique_ptr<Kernel> make(const Site& site) {
   const auto &q = site.shape(0), &k = site.shape(1), &v = site.shape(2);
   const auto out_strides = graph::strides_of(site.out[0].type.shape, site.out[0].order);
   const double scale = site.attrs().real("scale");
-  const bool masked = site.in.size() == 4;
-  if (!masked && dtype != DType::f32 && numel(q) && numel(k) && numel(v) && q[3] % 8 == 0 && v[3] % 8 == 0) {
-    AttentionSizes sizes{dtype, q, site.strides(0), k, site.strides(1), v, site.strides(2), site.out[0].type.shape, out_strides, scale};
-    if (auto plan = plan_attention(site.context, sizes)) {
-      const auto workspace = plan->workspace_bytes();
-      return make_kernel([plan](auto in, auto out, void* work) { plan->run(in[0], in[1], in[2], out[0], work); }, workspace);
-    }
-  }
+  const bool masked = site.in.size() == 4, boolean = masked && site.in[3].type.dtype == DType::boolean;
   AnyAttention a;
   a.n = q[0], a.heads = q[1], a.queries = q[2], a.d = q[3], a.groups = k[1], a.keys = k[2], a.e = v[3];
   require(a.d <= kMostHead && a.e <= kMostHead && a.heads <= 65535 && a.n <= 65535, "[attention] expected heads of at most {} channels but got {} and {}",
@@ -35,9 +28,31 @@ std::unique_ptr<Kernel> make(const Site& site) {
   copy(a.v, site.strides(2));
   copy(a.out, out_strides);
   if (masked) {
-    a.mask = site.in[3].type.dtype == DType::boolean ? AnyAttention::Mask::boolean : AnyAttention::Mask::added;
+    a.mask = boolean ? AnyAttention::Mask::boolean : AnyAttention::Mask::added;
     const auto strides = site.strides(3);
     for (std::size_t d = 0; d < 3; ++d) a.mask_strides[d] = site.shape(3)[d] == 1 ? 0 : strides[d];
+  }
+  if (dtype != DType::f32 && numel(q) && numel(k) && numel(v) && q[3] % 8 == 0 && v[3] % 8 == 0) {
+    AttentionSizes sizes{dtype, q, site.strides(0), k, site.strides(1), v, site.strides(2), site.out[0].type.shape, out_strides, {}, {}, scale};
+    if (masked) sizes.mask = site.shape(3), sizes.mask_strides = site.strides(3);
+    if (auto plan = plan_attention(site.context, sizes)) {
+      const auto workspace = plan->workspace_bytes();
+      if (!boolean)
+        return make_kernel([plan, masked](auto in, auto out, void* work) { plan->run(in[0], in[1], in[2], out[0], work, masked ? in[3] : nullptr); }, workspace);
+      // The rows of the mask one by one, as numbers of rows.
+      const auto keys = k[2], rows = numel(site.shape(3)) / keys;
+      AnyAttention by_row = a;
+      for (auto& stride : by_row.mask_strides) stride /= keys;
+      const auto added_at = (workspace + 255) / 256 * 256, sees_at = added_at + (numel(site.shape(3)) * size_of(dtype) + 255) / 256 * 256;
+      return make_kernel(
+          [=, stream = site.context.stream](auto in, auto out, void* work) {
+            char *added = static_cast<char*>(work) + added_at, *sees = static_cast<char*>(work) + sees_at;
+            check(launch_mask(dtype, rows, keys, in[3], added, reinterpret_cast<bool*>(sees), stream), "attention");
+            plan->run(in[0], in[1], in[2], out[0], work, added);
+            check(launch_clear_unseeing(by_row, dtype, reinterpret_cast<const bool*>(sees), out[0], stream), "attention");
+          },
+          sees_at + rows);
+    }
   }
   return make_kernel([=, stream = site.context.stream](auto in, auto out, void*) {
     check(launch_any_attention(a, dtype, in[0], in[1], in[2], masked ? in[3] : nullptr, out[0], stream), "attention");

@@ -62,7 +62,48 @@ __global__ void __launch_bounds__(32 * kWarps) any_attention(const __grid_consta
     if (lane + 32 * c < a.e) to[lane + 32 * c] = from_float<T>(sum > 0 ? acc[c] / sum : 0.f);
 }
 
+// A block a row.
+template <typename T>
+__global__ void __launch_bounds__(256) added_mask(std::int64_t keys, const bool* mask, T* added, bool* sees) {
+  const bool* row = mask + blockIdx.x * keys;
+  bool any = false;
+  for (std::int64_t i = threadIdx.x; i < keys; i += 256) any = any || row[i];
+  any = __syncthreads_or(any);
+  const float nothing = sizeof(T) == 2 && std::is_same_v<T, __half> ? -60000.f : -1e30f;
+  for (std::int64_t i = threadIdx.x; i < keys; i += 256) added[blockIdx.x * keys + i] = from_float<T>(any && !row[i] ? nothing : 0.f);
+  if (threadIdx.x == 0) sees[blockIdx.x] = any;
+}
+
+// A warp a query of a head.
+template <typename T>
+__global__ void __launch_bounds__(32 * kWarps) clear_unseeing(const __grid_constant__ AnyAttention a, const bool* sees, T* out) {
+  const std::int64_t query = blockIdx.x * std::int64_t{kWarps} + threadIdx.x / 32, head = blockIdx.y, n = blockIdx.z;
+  if (query >= a.queries || sees[n * a.mask_strides[0] + head * a.mask_strides[1] + query * a.mask_strides[2]]) return;
+  T* to = out + n * a.out[0] + head * a.out[1] + query * a.out[2];
+  for (std::int64_t i = threadIdx.x % 32; i < a.e; i += 32) to[i] = from_float<T>(0.f);
+}
+
 }  // namespace
+
+cudaError_t launch_mask(DType dtype, std::int64_t rows, std::int64_t keys, const void* mask, void* added, bool* sees, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  if (rows >= std::int64_t{1} << 31) return cudaErrorInvalidValue;
+  const auto blocks = static_cast<unsigned>(rows);
+  const auto* from = static_cast<const bool*>(mask);
+  if (dtype == DType::f16) added_mask<<<blocks, 256, 0, stream>>>(keys, from, static_cast<__half*>(added), sees);
+  else if (dtype == DType::bf16) added_mask<<<blocks, 256, 0, stream>>>(keys, from, static_cast<__nv_bfloat16*>(added), sees);
+  else return cudaErrorInvalidValue;
+  return cudaGetLastError();
+}
+
+cudaError_t launch_clear_unseeing(const AnyAttention& a, DType dtype, const bool* sees, void* out, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((a.queries + kWarps - 1) / kWarps), static_cast<unsigned>(a.heads), static_cast<unsigned>(a.n));
+  const bool known = with_real(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    clear_unseeing<T><<<grid, 32 * kWarps, 0, stream>>>(a, sees, static_cast<T*>(out));
+  });
+  return known ? cudaGetLastError() : cudaErrorInvalidValue;
+}
 
 cudaError_t launch_any_attention(const AnyAttention& a, DType dtype, const void* q, const void* k, const void* v, const void* mask, void* out,
                                  cudaStream_t stream) {

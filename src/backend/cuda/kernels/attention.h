@@ -18,6 +18,12 @@ struct AnyAttention {
   std::int64_t mask_strides[3] = {};  ///< of n, heads, queries; 0 where it is broadcast
 };
 
+/// From a mask of rows (which keys are seen) to what is added to the scores, in f16 or bf16: 0, or so little that nothing is left. A row that sees
+/// nothing has 0 everywhere, and `sees` says so.
+cudaError_t launch_mask(DType dtype, std::int64_t rows, std::int64_t keys, const void* mask, void* added, bool* sees, cudaStream_t stream);
+/// Zero in `out` for queries that see no key; the mask's rows have the strides of the attention.
+cudaError_t launch_clear_unseeing(const AnyAttention& attention, DType dtype, const bool* sees, void* out, cudaStream_t stream);
+
 constexpr std::int64_t kMostHead = 512;  ///< of d and e
 
 /// In fp32, whatever the mask: for what cuDNN does not take.
