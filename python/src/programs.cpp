@@ -144,6 +144,33 @@ class Programs {
   }
   void cancel() { engine_->cancel(); }
   nb::dict report(const Handle& handle) const { return report_of(*engine_, *handle.compiled); }
+  nb::list profile(Handle& handle) {
+    std::vector<runtime::StepProfile> profiles;
+    {
+      const nb::gil_scoped_release release;
+      const std::lock_guard lock(calls_);
+      profiles = engine_->profile(*handle.compiled);
+    }
+    nb::list devices;
+    for (const auto& profile : profiles) {
+      nb::list launches;
+      for (const auto& launch : profile.launches) {
+        nb::dict entry;
+        entry["label"] = launch.label;
+        entry["op"] = launch.op;
+        entry["shapes"] = launch.shapes;
+        entry["seconds"] = launch.seconds;
+        entry["flops"] = launch.flops;
+        entry["bytes"] = launch.bytes;
+        launches.append(entry);
+      }
+      nb::dict device;
+      device["seconds"] = profile.seconds;
+      device["launches"] = launches;
+      devices.append(device);
+    }
+    return devices;
+  }
   nb::dict stats() const { return stats_of(*engine_); }
 
  private:
@@ -195,6 +222,8 @@ void bind_programs(nb::module_& m) {
       .def("loading", &Programs::loading, "(bytes done, bytes in all) of the load under way; (…, 0) when there is none.")
       .def("cancel", &Programs::cancel)
       .def("report", &Programs::report, "compiled"_a)
+      .def("profile", &Programs::profile, "compiled"_a,
+           "Times the step of the graph's last call: by device its seconds, and every launch of it timed alone.")
       .def("stats", &Programs::stats);
 }
 

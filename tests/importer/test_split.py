@@ -100,7 +100,7 @@ def test_bf16_module_is_as_exact_as_in_torch(name):
 
 def as_dtype(call, dtype):
     """Positions stay f32, as pipelines give them."""
-    floats = (torch.float32, torch.bfloat16)
+    floats = (torch.float32, torch.bfloat16, torch.float16)
     return {
         key: tuple(v.to(dtype) for v in value)
         if isinstance(value, tuple)

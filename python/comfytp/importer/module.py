@@ -155,6 +155,14 @@ class SplitModule(torch.nn.Module):
         counters["uploaded_bytes"] += engine["uploaded_bytes"]
         return {**counters, **{key: engine[key] for key in ("prologues", "allocated_weight_bytes", "allocated_activation_bytes")}}
 
+    def profile(self) -> list[dict[str, Any]]:
+        """Where the time of the last call goes, by device: {"seconds": of the whole step as it is run, "launches": [{"label", "op", "shapes",
+        "seconds", "flops", "bytes"}], each timed alone}. Runs the step again; raises Error before the first call."""
+        ready = self._calls.last if self._calls is not None else None
+        if ready is None:
+            raise _core.Error("[split] the profile is known after the first call")
+        return self._engine.profile(ready.compiled)
+
     def unload(self) -> None:
         """Frees what the devices hold; the next call loads again."""
         self._engine.unload()
