@@ -239,6 +239,33 @@ OpCase pointwise(const std::string& name, const std::string& steps, Shape x, std
           }};
 }
 
+// Steps whose operands are f32, whatever the value is, and so is the result where `wide` says so.
+OpCase mixed_pointwise(const std::string& name, const std::string& steps, Shape x, std::vector<Shape> operands, bool wide) {
+  return {"pointwise_" + name, [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x)};
+            for (const auto& shape : operands) in.push_back(b.input("operand" + std::to_string(in.size()), shape, DType::f32));
+            graph::Attrs attrs = {{"steps", steps}};
+            if (wide) attrs.set("dtype", std::string("f32"));
+            const auto y = b.graph.add("pointwise", in, attrs);
+            return wide ? b.cast(y, b.compute) : y;
+          }};
+}
+
+// What an attention's queries go through: a norm of each head, and turns by angles that are f32.
+OpCase turned_norm(const std::string& name, Shape x, Shape angles, const std::string& pre, std::vector<Shape> before) {
+  return {"fused_norm_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x)};
+            for (const auto& shape : before) in.push_back(input(b, shape, "before" + std::to_string(in.size())));
+            in.push_back(b.weight("weight", {x.back()}));
+            for (const char* of : {"cos", "sin"}) in.push_back(b.input(of, angles, DType::f32));
+            graph::Attrs attrs = {{"pre", pre}, {"norm", std::string("rms_norm")}, {"epsilon", 1e-5}, {"affine", std::string("weight")}, {"post", std::string("rope")}};
+            if (!pre.empty()) attrs.set("alone", std::int64_t{1});
+            return b.graph.add("fused_norm", in, attrs);
+          },
+          true};
+}
+
 // Both outputs of a fused_norm, or its only one.
 OpCase fused_norm(const std::string& name, const std::string& norm, const std::string& affine, Shape x, const std::string& pre,
                   std::vector<Shape> before, const std::string& post, std::vector<Shape> behind, const std::string& input_name = "x") {
@@ -291,6 +318,16 @@ void add_passes(std::vector<OpCase>& cases) {
                             {{3}, {4, 3, 9}, {4, 1, 1}, {1, 3, 9}}),
                   pointwise("across", "mul,add,relu", {3, 4, 5}, {{1, 4, 1}, {3, 1, 5}}), pointwise("alone", "silu", {7}, {}),
                   pointwise("empty", "bias,add", {2, 0, 4}, {{0}, {2, 0, 4}}),
+                  pointwise("turned", "mul,rope", {2, 5, 3, 16}, {{2, 1, 1, 1}, {1, 5, 1, 8}, {1, 5, 1, 8}}),
+                  pointwise("turned_one_by_one", "rope,add", {2, 5, 3, 16}, {{1, 5, 1, 16}, {1, 5, 1, 16}, {2, 5, 3, 16}}),
+                  pointwise("turned_odd", "rope", {3, 7, 6}, {{1, 7, 3}, {1, 7, 3}}),
+                  mixed_pointwise("mixed", "mul,add,gelu_tanh", {2, 7, 40}, {{2, 1, 40}, {2, 7, 40}}, false),
+                  mixed_pointwise("widened", "add_one_mul,add", {2, 7, 9}, {{2, 1, 9}, {2, 7, 1}}, true),
+                  mixed_pointwise("turned_mixed", "rope", {2, 5, 3, 24}, {{1, 5, 1, 12}, {1, 5, 1, 12}}, true),
+                  turned_norm("turned", {2, 9, 3, 128}, {1, 9, 1, 64}, "", {}), turned_norm("turned_biased", {1, 9, 3, 64}, {1, 9, 1, 64}, "add", {{1, 1, 3, 64}}),
+                  turned_norm("turned_short", {2, 5, 2, 6}, {2, 5, 1, 3}, "add", {{2, 5, 2, 6}}), turned_norm("turned_long", {2, 3, 1160}, {1, 3, 580}, "", {}),
+                  fused_norm("wide_rows", "layer_norm", "weight,bias", {5, 3072}, "bias,add", {{3072}, {5, 3072}}, "add_one_mul,bias", {{1, 3072}, {3072}}),
+                  fused_norm("wider_rows", "rms_norm", "weight", {3, 5120}, "add", {{3, 5120}}, "", {}),
                   fused_norm("residual", "layer_norm", "weight,bias", {2, 5, 24}, "bias,add", {{24}, {2, 5, 24}}, "", {}),
                   fused_norm("modulated", "layer_norm", "", {2, 5, 77}, "bias,mul,add", {{77}, {2, 1, 77}, {2, 5, 77}}, "add_one_mul,add",
                              {{2, 1, 77}, {2, 1, 77}}),

@@ -132,7 +132,7 @@ TEST_F(FusePasses, KeepsABiasThatStandsAlone) {
   g.add_output("a", linear(x, 6, "a"));
   g.add_output("b", layer_norm(linear(x, 6, "b"), "norm"));
   g.add_output("c", b.transpose(linear(x, 6, "c"), {1, 0, 2}));
-  EXPECT_EQ(fused(g), "linear(bias) linear(bias) layer_norm linear(bias)");
+  EXPECT_EQ(fused(g), "linear(bias) linear fused_norm(bias|weight,bias|) linear(bias)") << "but for the norm that alone reads the sum";
 }
 
 TEST_F(FusePasses, KeepsTheEpilogueOfALinearOfFewRows) {
@@ -249,6 +249,64 @@ TEST_F(FusePasses, MovesNothingFromThePrologueIntoTheCall) {
     }
 }
 
+// Rotary positions: pairs of neighbours along the last dimension turn by angles.
+struct FuseRopes : FusePasses {
+  ValueId cos = b.input("cos", {20, 6}, DType::f32), sin = b.input("sin", {20, 6}, DType::f32);
+  ValueId half_cos = b.input("half_cos", {20, 3}, DType::f32), half_sin = b.input("half_sin", {20, 3}, DType::f32);
+
+  std::array<ValueId, 2> halves(ValueId in) {
+    const auto pairs = b.split_dim(in, static_cast<std::int64_t>(b.shape(in).size()) - 1, {b.shape(in).back() / 2, 2});
+    const auto last = static_cast<std::int64_t>(b.shape(pairs).size()) - 1;
+    return {b.slice(pairs, last, 0, 1), b.slice(pairs, last, 1, 2)};
+  }
+  ValueId side_by_side(ValueId first, ValueId second) {
+    const auto last = static_cast<std::int64_t>(b.shape(first).size()) - 1;
+    return b.merge_dims(b.concat({first, second}, last), last - 1, 2);
+  }
+  // x cos + (-x1, x0) sin, with an angle for each element.
+  ValueId turned(ValueId in, double sign = -1) {
+    const auto [x0, x1] = halves(in);
+    const auto other = sign < 0 ? b.unary("neg", x1) : x1;
+    return b.add(b.mul(in, cos), b.mul(side_by_side(other, x0), sin));
+  }
+  // (x0 cos - x1 sin, x1 cos + x0 sin), with an angle for each pair: complex numbers.
+  ValueId multiplied(ValueId in) {
+    const auto [x0, x1] = halves(in);
+    const auto c = b.split_dim(half_cos, 1, {3, 1}), s = b.split_dim(half_sin, 1, {3, 1});
+    return side_by_side(g.add("sub", {b.mul(x0, c), b.mul(x1, s)}), b.add(b.mul(x1, c), b.mul(x0, s)));
+  }
+  ValueId rms_norm(ValueId in) { return g.add("rms_norm", {in, vector("rms", b.shape(in).back())}, {{"epsilon", 1e-6}}); }
+};
+
+TEST_F(FuseRopes, FindsBothWaysOfWritingThem) {
+  g.add_output("turned", turned(x));
+  g.add_output("multiplied", multiplied(b.input("y", {2, 20, 6}, DType::f32)));
+  EXPECT_EQ(fused(g), "pointwise(rope) pointwise(rope)");
+}
+
+TEST_F(FuseRopes, AreStepsBehindANorm) {
+  g.add_output("y", turned(rms_norm(linear(x, 6, "q"))));
+  g.add_output("z", multiplied(rms_norm(linear(x, 6, "k"))));
+  EXPECT_EQ(fused(g), "linear fused_norm(bias|weight|rope) linear fused_norm(bias|weight|rope)");
+}
+
+TEST_F(FuseRopes, TurnPartsOfAConcatOneByOne) {
+  const auto text = b.slice(linear(x, 6, "text"), 1, 0, 8), pixels = b.slice(linear(x, 6, "pixels"), 1, 0, 12);
+  g.add_output("y", turned(b.concat({text, pixels}, 1)));
+  const auto ops = fused(g);
+  EXPECT_EQ(ops.find("neg"), std::string::npos) << ops;
+  EXPECT_NE(ops.find("rope"), ops.rfind("rope")) << ops;
+}
+
+TEST_F(FuseRopes, LeavesWhatOnlyLooksLikeOne) {
+  g.add_output("mirrored", turned(x, 1));
+  g.add_output("swapped", [&] {
+    const auto [x0, x1] = halves(x);
+    return b.add(b.mul(x, cos), b.mul(side_by_side(b.unary("neg", x0), x1), sin));
+  }());
+  EXPECT_EQ(fused(g).find("rope"), std::string::npos);
+}
+
 // Chains of any steps behind any ops, seen through any views, with readers anywhere.
 class Soup {
  public:
@@ -322,14 +380,14 @@ TEST_P(FuseSoup, KeepsTheValuesAndFindsNothingMore) {
     const Graph after = fuse(before, Fusion::passes);
     ASSERT_LE(test::difference(expected, evaluate(after, test::seeded_leaves())), 1e-9) << to_text(before) << "\n" << to_text(after);
     ASSERT_EQ(to_text(fuse(after, Fusion::passes)), to_text(after));
-    // No more runs in the call than did before.
+    // No more runs in the call than did before; equal nodes are one.
     const auto count = [](const Graph& g) {
       const auto varies = varies_per_call(g);
       int heavy = 0;
       for (std::size_t i = 0; i < g.nodes().size(); ++i) heavy += varies[i] && (is(g.nodes()[i], "linear") || is(g.nodes()[i], "conv2d"));
       return heavy;
     };
-    ASSERT_EQ(count(prune(before)), count(after));
+    ASSERT_GE(count(prune(before)), count(after));
   }
 }
 INSTANTIATE_TEST_SUITE_P(Seeds, FuseSoup, testing::Range(0, 4));

@@ -110,26 +110,30 @@ StepFunction step_function(std::string_view step, DType dtype) {
 
 StepChain::StepChain(std::string_view steps, const Operand& value, std::span<const Operand> operands, std::size_t channel, Rows rows) {
   const Shape& shape = value.type.shape;
-  Shape strides[1 + graph::kMostSteps];
+  Shape strides[1 + kMostOperands];
   for (auto& s : strides) s = Shape(shape.size(), 0);
   strides[0] = graph::strides_of(shape, value.order);
   std::size_t next = 0;
-  for (const auto& step : graph::steps_of(steps)) {
-    const bool takes = graph::takes_operand(step);
-    steps_.push_back({step_function(step, value.type.dtype), takes ? static_cast<int>(next) : -1});
-    if (!takes) continue;
-    strides[1 + next] = strides_along(operands[next], shape, step == "bias", channel);
-    element_.push_back(size_of(operands[next].type.dtype));
-    ++next;
+  for (const auto& name : graph::steps_of(steps)) {
+    const auto takes = graph::operands_of(name);
+    const DType dtype = takes ? operands[next].type.dtype : DType::f32;
+    const bool rope = name == "rope";
+    steps_.push_back({rope ? nullptr : step_function(name, dtype), takes ? static_cast<int>(next) : -1,
+                      rope && operands[next].type.shape.back() != shape.back(), dtype});
+    for (std::size_t k = 0; k < takes; ++k, ++next) {
+      strides[1 + next] = strides_along(operands[next], shape, name == "bias", channel);
+      if (steps_.back().halved) strides[1 + next].back() = 0;  // its rows are told apart by apply()
+      element_.push_back(size_of(operands[next].type.dtype));
+    }
   }
   if (rows == Rows::innermost) {
     const graph::Order outside(value.order.begin(), value.order.end() - 1);
-    outer_ = nest<1 + static_cast<int>(graph::kMostSteps)>(shape, outside, strides);
+    outer_ = nest<1 + kMostOperands>(shape, outside, strides);
     const auto last = static_cast<std::size_t>(value.order.back());
     inner_.size = shape[last];
     for (std::size_t k = 0; k < std::size(strides); ++k) inner_.step[k] = strides[k][last];
   } else {
-    outer_ = nest<1 + static_cast<int>(graph::kMostSteps)>(shape, value.order, strides);
+    outer_ = nest<1 + kMostOperands>(shape, value.order, strides);
     inner_ = outer_.back();
     outer_.pop_back();
   }
@@ -138,16 +142,32 @@ StepChain::StepChain(std::string_view steps, const Operand& value, std::span<con
 }
 
 void StepChain::apply(std::int64_t row, std::int64_t begin, std::int64_t count, const void* const* operands, float* y) const {
-  std::int64_t at[graph::kMostSteps];
+  std::int64_t at[kMostOperands];
   for (std::size_t k = 0; k < element_.size(); ++k) at[k] = begin * inner_.step[1 + k];
   for (std::size_t l = outer_.size(); l-- > 0; row /= outer_[l].size)
     for (std::size_t k = 0; k < element_.size(); ++k) at[k] += row % outer_[l].size * outer_[l].step[1 + k];
   for (const auto& step : steps_) {
     const auto k = static_cast<std::size_t>(step.operand);
-    if (step.operand < 0)
+    const auto operand = [&](std::size_t o) { return static_cast<const char*>(operands[o]) + at[o] * element_[o]; };
+    if (!step.function)
+      turn(step, operand(k), operand(k + 1), begin, count, y);
+    else if (step.operand < 0)
       step.function(y, nullptr, 0, count);
     else
-      step.function(y, static_cast<const char*>(operands[k]) + at[k] * element_[k], inner_.step[1 + k], count);
+      step.function(y, operand(k), inner_.step[1 + k], count);
+  }
+}
+
+// Pieces of rows begin at even elements.
+void StepChain::turn(const Step& step, const char* cosines, const char* sines, std::int64_t begin, std::int64_t count, float* y) {
+  const auto angle = [&](const char* table, std::int64_t i) {
+    if (step.halved) i = (begin + i) / 2;
+    return step.dtype == DType::bf16 ? load(reinterpret_cast<const Bf16*>(table)[i]) : reinterpret_cast<const float*>(table)[i];
+  };
+  for (std::int64_t i = 0; i + 1 < count; i += 2) {
+    const float x0 = y[i], x1 = y[i + 1];
+    y[i] = x0 * angle(cosines, i) - x1 * angle(sines, i);
+    y[i + 1] = x1 * angle(cosines, i + 1) + x0 * angle(sines, i + 1);
   }
 }
 

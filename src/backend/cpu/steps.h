@@ -36,11 +36,16 @@ class StepChain {
   void apply(std::int64_t row, std::int64_t begin, std::int64_t count, const void* const* operands, float* y) const;
 
  private:
-  using Loops = Loop<1 + static_cast<int>(graph::kMostSteps)>;  // the value's, then the operands'
+  static constexpr int kMostOperands = 2 * static_cast<int>(graph::kMostSteps);
+  using Loops = Loop<1 + kMostOperands>;  // the value's, then the operands'
   struct Step {
-    StepFunction function;
-    int operand;  // -1: none
+    StepFunction function;     // null: rope
+    int operand;               // -1: none; of rope the cosines', before the sines'
+    bool halved = false;       // of rope: neighbours have one angle
+    DType dtype = DType::f32;  // of rope's operands
   };
+  static void turn(const Step& step, const char* cosines, const char* sines, std::int64_t begin, std::int64_t count, float* y);
+
   std::vector<Step> steps_;
   std::vector<int> element_;  // bytes of the operands' elements
   std::vector<Loops> outer_;

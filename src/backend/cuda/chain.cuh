@@ -18,7 +18,7 @@ __device__ __forceinline__ float gelu_of(float x) {
   return 0.5f * (x + fabsf(x)) - size * tail * __expf(-0.5f * size * size);
 }
 __device__ __forceinline__ float gelu_tanh_of(float x) {
-  return 0.5f * x * (1.f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+  return x * sigmoid_of(1.59576912160573072f * (x + 0.044715f * x * x * x));  // half of 1 + tanh is a sigmoid of twice as much
 }
 
 template <int N>
@@ -42,27 +42,76 @@ __device__ __forceinline__ void apply_activation(StepKind kind, float (&v)[N]) {
   }
 }
 
-/// N elements of memory as floats; N is 1 or a Pack's size.
+/// N elements of memory as floats: 16 bytes at a time where they are as many, and then aligned to that.
 template <typename T, int N>
 __device__ __forceinline__ void load_floats(const T* p, float (&v)[N]) {
-  if constexpr (N == 1) {
-    v[0] = to_float(*p);
-  } else {
-    static_assert(N == Pack<T>::size);
-    const auto pack = load_pack(p);
+  constexpr int each = Pack<T>::size;
+  if constexpr (N % each == 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = to_float(pack.v[i]);
+    for (int k = 0; k < N; k += each) {
+      const auto pack = load_pack(p + k);
+#pragma unroll
+      for (int i = 0; i < each; ++i) v[k + i] = to_float(pack.v[i]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = to_float(p[i]);
   }
 }
 template <typename T, int N>
 __device__ __forceinline__ void store_floats(T* p, const float (&v)[N]) {
-  if constexpr (N == 1) {
-    *p = from_float<T>(v[0]);
-  } else {
-    Pack<T> pack;
+  constexpr int each = Pack<T>::size;
+  if constexpr (N % each == 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) pack.v[i] = from_float<T>(v[i]);
-    store_pack(p, pack);
+    for (int k = 0; k < N; k += each) {
+      Pack<T> pack;
+#pragma unroll
+      for (int i = 0; i < each; ++i) pack.v[i] = from_float<T>(v[k + i]);
+      store_pack(p + k, pack);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) p[i] = from_float<T>(v[i]);
+  }
+}
+
+/// The same from element `at` on of T, or where `wide` of f32.
+template <typename T, int N>
+__device__ __forceinline__ void load_floats(const void* p, std::int64_t at, bool wide, float (&v)[N]) {
+  if (wide)
+    load_floats<float, N>(static_cast<const float*>(p) + at, v);
+  else
+    load_floats<T, N>(static_cast<const T*>(p) + at, v);
+}
+template <typename T, int N>
+__device__ __forceinline__ void store_floats(void* p, std::int64_t at, bool wide, const float (&v)[N]) {
+  if (wide)
+    store_floats<float, N>(static_cast<float*>(p) + at, v);
+  else
+    store_floats<T, N>(static_cast<T*>(p) + at, v);
+}
+
+/// Neighbours of `v` turn by the angles whose cosines and sines begin at element `at`; N is even.
+template <typename T, int N>
+__device__ __forceinline__ void apply_rope(const void* cosines, const void* sines, std::int64_t at, bool wide, bool halved, float (&v)[N]) {
+  float c[N], s[N];
+  if (halved) {
+    float half[N / 2];
+    load_floats<T, N / 2>(cosines, at, wide, half);
+#pragma unroll
+    for (int i = 0; i < N; ++i) c[i] = half[i / 2];
+    load_floats<T, N / 2>(sines, at, wide, half);
+#pragma unroll
+    for (int i = 0; i < N; ++i) s[i] = half[i / 2];
+  } else {
+    load_floats<T, N>(cosines, at, wide, c);
+    load_floats<T, N>(sines, at, wide, s);
+  }
+#pragma unroll
+  for (int i = 0; i < N; i += 2) {
+    const float x0 = v[i], x1 = v[i + 1];
+    v[i] = x0 * c[i] - x1 * s[i];
+    v[i + 1] = x1 * c[i + 1] + x0 * s[i + 1];
   }
 }
 
@@ -79,7 +128,20 @@ __device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOpera
       for (int m = 0; m < M; ++m) apply_activation<N>(kind, v[m]);
       continue;
     }
-    const T* from = static_cast<const T*>(operands.at[step.operand]);
+    const void* from = operands.at[step.operand];
+    if constexpr (N > 1) {
+      if (kind == StepKind::rope) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          if (!there[m]) continue;
+          std::int64_t offset = 0;
+#pragma unroll
+          for (int d = 0; d < kChainDims; ++d) offset += (step.halved && d == chain.dims - 1 ? at[m][d] / 2 : at[m][d]) * step.stride[d];
+          apply_rope<T, N>(from, operands.at[step.operand + 1], offset, step.wide, step.halved, v[m]);
+        }
+        continue;
+      }
+    }
     const bool single = N > 1 && step.stride[chain.dims - 1] == 0;
     float o[M][N];
 #pragma unroll
@@ -89,11 +151,19 @@ __device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOpera
 #pragma unroll
       for (int d = 0; d < kChainDims; ++d) offset += at[m][d] * step.stride[d];  // indices behind the last dimension are 0
       if (single) {
-        const float all = to_float(from[offset]);
+        float all[1];
+        load_floats<T, 1>(from, offset, step.wide, all);
 #pragma unroll
-        for (int i = 0; i < N; ++i) o[m][i] = all;
+        for (int i = 0; i < N; ++i) o[m][i] = all[0];
+      } else if (N == 2 && step.stride[chain.dims - 1] != 1) {  // two at a time for another step's sake: these are no neighbours
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          float one[1];
+          load_floats<T, 1>(from, offset + i * step.stride[chain.dims - 1], step.wide, one);
+          o[m][i] = one[0];
+        }
       } else {
-        load_floats<T, N>(from + offset, o[m]);
+        load_floats<T, N>(from, offset, step.wide, o[m]);
       }
     }
 #pragma unroll

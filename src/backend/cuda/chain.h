@@ -7,12 +7,15 @@ namespace comfytp::backend::cuda {
 
 constexpr int kChainDims = 4;
 constexpr int kChainSteps = 8;
+constexpr int kChainOperands = 10;
 
-enum class StepKind : std::uint8_t { add, mul, add_one_mul, silu, gelu, gelu_tanh, sigmoid, tanh, relu };
+enum class StepKind : std::uint8_t { add, mul, add_one_mul, silu, gelu, gelu_tanh, sigmoid, tanh, relu, rope };
 
 struct ChainStep {
   StepKind kind = StepKind::add;
-  std::int8_t operand = -1;                  ///< number of its operand, or -1
+  std::int8_t operand = -1;                  ///< number of its operand, or -1; of rope the cosines', before the sines'
+  bool wide = false;                         ///< the operand is f32, whatever the value is
+  bool halved = false;                       ///< of rope: neighbours have one angle
   std::int64_t stride[kChainDims] = {};      ///< of the operand, in elements; 0 where it is broadcast
 };
 
@@ -32,10 +35,16 @@ struct Chain {
     }
     return fits;
   }
+  /// A step takes elements two by two.
+  bool pairs() const {
+    for (int s = 0; s < count; ++s)
+      if (steps[s].kind == StepKind::rope) return true;
+    return false;
+  }
 };
 
 struct ChainOperands {
-  const void* at[kChainSteps] = {};
+  const void* at[kChainOperands] = {};
   bool aligned() const {
     for (const void* p : at)
       if (reinterpret_cast<std::uintptr_t>(p) % 16) return false;

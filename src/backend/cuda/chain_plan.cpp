@@ -29,7 +29,8 @@ StepKind step_kind(const std::string& step) {
   static const std::map<std::string, StepKind> kinds = {
       {"bias", StepKind::add},           {"add", StepKind::add},         {"mul", StepKind::mul},
       {"add_one_mul", StepKind::add_one_mul}, {"silu", StepKind::silu},  {"gelu", StepKind::gelu},
-      {"gelu_tanh", StepKind::gelu_tanh},     {"sigmoid", StepKind::sigmoid}, {"tanh", StepKind::tanh}, {"relu", StepKind::relu}};
+      {"gelu_tanh", StepKind::gelu_tanh},     {"sigmoid", StepKind::sigmoid}, {"tanh", StepKind::tanh}, {"relu", StepKind::relu},
+      {"rope", StepKind::rope}};
   const auto it = kinds.find(step);
   require(it != kinds.end(), "[cuda] expected a step that the kernels know but got '{}'", step);
   return it->second;
@@ -39,13 +40,23 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
   const auto names = graph::steps_of(list);
   const auto rank = x.type.shape.size();
   std::vector<ChainStep> steps;
-  std::vector<Shape> strides;
+  std::vector<Shape> strides;  // of the steps that take operands
+  std::vector<std::size_t> step_strides;
   int next = 0;
   for (const auto& name : names) {
-    ChainStep step{step_kind(name), -1, {}};
+    ChainStep step;
+    step.kind = step_kind(name);
     if (graph::takes_operand(name)) {
-      strides.push_back(strides_along(name, operands[static_cast<std::size_t>(next)], rank, channel));
-      step.operand = static_cast<std::int8_t>(next++);
+      const Operand& operand = operands[static_cast<std::size_t>(next)];
+      step.operand = static_cast<std::int8_t>(next);
+      step.wide = operand.type.dtype == DType::f32;
+      step.halved = name == "rope" && operand.type.shape.back() != x.type.shape.back();
+      step_strides.push_back(strides.size());
+      strides.push_back(strides_along(name, operand, rank, channel));
+      require(name != "rope" || x.order.back() + 1 == static_cast<int>(rank), "[cuda] expected pairs of neighbours in memory for 'rope'");
+      next += static_cast<int>(graph::operands_of(name));
+    } else {
+      step_strides.push_back(0);
     }
     steps.push_back(step);
   }
@@ -74,13 +85,14 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
   }
   if (dims.empty()) dims.push_back({1, std::vector<std::int64_t>(strides.size(), 0)});
   require(dims.size() <= kChainDims, "[cuda] expected steps over at most {} dimensions but got {}", kChainDims, dims.size());
+  require(next <= kChainOperands, "[cuda] expected at most {} operands but got {}", kChainOperands, next);
   Chain chain;
   chain.dims = static_cast<int>(dims.size());
   chain.count = static_cast<int>(steps.size());
   for (std::size_t d = 0; d < dims.size(); ++d) chain.size[d] = dims[d].size;
   for (std::size_t s = 0; s < steps.size(); ++s) {
     if (steps[s].operand >= 0)
-      for (std::size_t d = 0; d < dims.size(); ++d) steps[s].stride[d] = dims[d].strides[static_cast<std::size_t>(steps[s].operand)];
+      for (std::size_t d = 0; d < dims.size(); ++d) steps[s].stride[d] = dims[d].strides[step_strides[s]];
     chain.steps[s] = steps[s];
   }
   return chain;
@@ -89,7 +101,10 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
 ChainOperands chain_operands(const Chain& chain, std::span<const void* const> in, std::size_t first) {
   ChainOperands operands;
   for (int s = 0; s < chain.count; ++s)
-    if (const int o = chain.steps[s].operand; o >= 0) operands.at[o] = in[first + static_cast<std::size_t>(o)];
+    if (const int o = chain.steps[s].operand; o >= 0) {
+      operands.at[o] = in[first + static_cast<std::size_t>(o)];
+      if (chain.steps[s].kind == StepKind::rope) operands.at[o + 1] = in[first + static_cast<std::size_t>(o) + 1];
+    }
   return operands;
 }
 

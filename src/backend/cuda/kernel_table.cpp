@@ -22,6 +22,13 @@ const KernelEntry* find_kernel(std::string_view op) {
   return it == table().end() ? nullptr : &it->second;
 }
 
+DType narrow_dtype(const Site& site) {
+  for (const auto operands : {site.in, site.out})
+    for (const auto& operand : operands)
+      if (operand.type.dtype != DType::f32) return operand.type.dtype;
+  return DType::f32;
+}
+
 void expect_real(const Site& site, DType dtype) {
   require(dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16, "[{}] expected f32, f16 or bf16 on {} but got {}", site.op(),
           site.context.name, name_of(dtype));

@@ -55,6 +55,8 @@ std::unique_ptr<Kernel> make_kernel(Run run, std::int64_t workspace = 0) {
   return std::make_unique<FunctionKernel<Run>>(std::move(run), workspace);
 }
 
+/// The one dtype beside f32 among a site's operands and results; f32 where there is none.
+DType narrow_dtype(const Site& site);
 /// Throws Error unless `dtype` is one that the CUDA kernels compute in: f32, f16, bf16.
 void expect_real(const Site& site, DType dtype);
 

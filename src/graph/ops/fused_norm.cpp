@@ -10,13 +10,14 @@ namespace {
 
 // Inputs: x [.., c], the operands of pre, weight [c], bias [c], the operands of post.
 // Attributes: pre and post, chains of steps (a bias is along the last dimension); norm ("layer_norm" or "rms_norm"); epsilon;
-// affine: which parameters there are ("", "weight" or "weight,bias").
-// Outputs: y = pre(x), rounded to x's dtype, and z = post(norm(y)); where pre is empty z alone.
+// affine: which parameters there are ("", "weight" or "weight,bias"); dtype of z and y_dtype of y, x's unless given; alone: 1 where
+// nobody wants y.
+// Outputs: y = pre(x), rounded to its dtype, and z = post(norm(y)); where pre is empty or nobody wants y, z alone.
 class FusedNorm final : public Op {
  public:
   std::string_view name() const override { return "fused_norm"; }
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
-    expect_inputs(name(), in, 1, 3 + 2 * kMostSteps);
+    expect_inputs(name(), in, 1, 3 + 4 * kMostSteps);
     const Type& x = in[0];
     require(!x.shape.empty() && is_float(x.dtype), "[fused_norm] expected a float x [..,c] but got {}", to_string(x));
     const auto &norm = a.text("norm"), &affine = a.text("affine");
@@ -28,26 +29,33 @@ class FusedNorm final : public Op {
     auto next = check_steps(name(), a.text("pre"), in, 1, x, last);
     for (const auto& parameter : steps_of(affine)) {
       const Type expected{x.dtype, {x.shape.back()}};
-      require(next < in.size() && in[next] == expected, "[fused_norm] expected {} as {} but got {}", to_string(expected), parameter,
+      require(next < in.size() && in[next].shape == expected.shape, "[fused_norm] expected {} as {} but got {}", to_string(expected), parameter,
               next < in.size() ? to_string(in[next]) : "nothing");
       ++next;
     }
     next = check_steps(name(), a.text("post"), in, next, x, last);
     require(next == in.size(), "[fused_norm] expected {} inputs but got {}", next, in.size());
-    return std::vector<Type>(a.text("pre").empty() ? 1 : 2, x);
+    std::vector<Type> out, types(in.begin(), in.end());
+    if (!a.text("pre").empty() && a.integer_or("alone", 0) == 0) out.push_back({dtype_of(a, "y_dtype", x), x.shape});
+    out.push_back({dtype_of(a, "dtype", x), x.shape});
+    types.insert(types.end(), out.begin(), out.end());
+    check_dtypes(name(), types);
+    return out;
   }
-  // Operands of the full shape lie as x does; broadcast ones are small and stay as they are.
   Layout layout(const OpContext& op, std::span<const Order> produced) const override {
     Layout layout{{produced.begin(), produced.end()}, std::vector<Order>(op.out.size(), rows_order(produced[0]))};
-    for (std::size_t i = 0; i < op.in.size(); ++i)
-      if (op.in[i] == op.in[0]) layout.in[i] = layout.out[0];
+    const Order order = layout.out[0];
+    layout.in[0] = order;
+    const auto parameters = lay_operands(op.attrs.text("pre"), op, 1, order, layout);
+    lay_operands(op.attrs.text("post"), op, parameters + steps_of(op.attrs.text("affine")).size(), order, layout);
     return layout;
   }
   // y may lie where x or an operand of pre lay, but not where one of post does, which is read after y is written; z alone
   // may lie over either.
   bool in_place(const OpContext& op, std::size_t i) const override {
     const auto pre = operand_count(op.attrs.text("pre")), parameters = steps_of(op.attrs.text("affine")).size();
-    if (i > pre && (i <= pre + parameters || op.out.size() == 2)) return false;
+    // Where y is not kept, z's memory may hold it before the norm.
+    if (i > pre && (i <= pre + parameters || !op.attrs.text("pre").empty())) return false;
     return op.in[i] == op.out[0];
   }
   double flops(const OpContext& op) const override {
@@ -68,6 +76,11 @@ class FusedNorm final : public Op {
     steps_reference(a.text("post"), in.subspan(next), last, z[0]);
     if (out.size() == 2) out[0] = std::move(y);
     out.back() = std::move(z[0]);
+  }
+
+ private:
+  static DType dtype_of(const Attrs& a, const char* attribute, const Type& x) {
+    return a.has(attribute) ? dtype_from_name(a.text(attribute)) : x.dtype;
   }
 };
 COMFYTP_OP(FusedNorm)

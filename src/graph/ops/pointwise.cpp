@@ -6,22 +6,30 @@
 namespace comfytp::graph {
 namespace {
 
-// Inputs: x, the operands of the steps. Attributes: steps, and where one of them is bias: channel, its dimension of x.
+// Inputs: x, the operands of the steps. Attributes: steps, and where one of them is bias: channel, its dimension of x; dtype of the result,
+// x's unless given.
 class Pointwise final : public Op {
  public:
   std::string_view name() const override { return "pointwise"; }
   std::vector<Type> infer(const Attrs& a, std::span<const Type> in) const override {
-    expect_inputs(name(), in, 1, 1 + kMostSteps);
+    expect_inputs(name(), in, 1, 1 + 2 * kMostSteps);
     require(is_float(in[0].dtype), "[pointwise] expected a float x but got {}", to_string(in[0]));
     const auto next = check_steps(name(), a.text("steps"), in, 1, in[0], channel_of(a));
     require(next == in.size(), "[pointwise] expected {} inputs but got {}", next, in.size());
-    return {in[0]};
+    const Type y{dtype_from_name(a.text_or("dtype", std::string(name_of(in[0].dtype)))), in[0].shape};
+    std::vector<Type> types(in.begin(), in.end());
+    types.push_back(y);
+    check_dtypes(name(), types);
+    return {y};
   }
   // Operands of the full shape lie as x does; broadcast ones are small and stay as they are.
   Layout layout(const OpContext& op, std::span<const Order> produced) const override {
-    Layout layout{{produced.begin(), produced.end()}, {produced[0]}};
-    for (std::size_t i = 1; i < op.in.size(); ++i)
-      if (op.in[i] == op.in[0]) layout.in[i] = produced[0];
+    const auto &steps = op.attrs.text("steps");
+    const bool moves = takes_pairs(steps) && produced[0].back() + 1 != static_cast<int>(produced[0].size());
+    const Order order = moves ? row_major(produced[0].size()) : produced[0];
+    Layout layout{{produced.begin(), produced.end()}, {order}};
+    layout.in[0] = order;
+    lay_operands(steps, op, 1, order, layout);
     return layout;
   }
   bool in_place(const OpContext& op, std::size_t i) const override { return op.in[i] == op.out[0]; }

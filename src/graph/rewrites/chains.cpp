@@ -55,6 +55,15 @@ ValueId behind_one_plus(const Graph& graph, ValueId id) {
   return -1;
 }
 
+bool is_working(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
+
+ValueId widened_from(const Graph& graph, ValueId id) {
+  const Node& cast = graph.producer(id);
+  if (!is(cast, "cast") || graph.type(id).dtype != DType::f32) return id;
+  const DType from = graph.type(cast.inputs[0]).dtype;
+  return from == DType::f16 || from == DType::bf16 ? cast.inputs[0] : id;
+}
+
 bool is_view(const Node& node) { return is(node, "transpose") || is(node, "split_dim") || is(node, "merge_dims"); }
 
 std::optional<Attrs> view_of_operand(const Node& view, const Shape& full, const Shape& operand) {
@@ -96,6 +105,14 @@ std::optional<Step> step_of(const Graph& graph, int index, ValueId value, std::o
   Step step;
   step.name = node.op->name();
   step.node = index;
+  step.from = value;
+  if (step.name == "pointwise") {  // what find_ropes() makes
+    if (node.attrs.text("steps") != "rope" || node.inputs[0] != value) return {};
+    step.name = "rope";
+    step.operand = node.inputs[1];
+    step.second = node.inputs[2];
+    return step;
+  }
   if (is_activation(step.name)) return step;
   if (step.name != "add" && step.name != "mul") return {};
   step.operand = node.inputs[node.inputs[0] == value ? 1 : 0];

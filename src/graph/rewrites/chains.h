@@ -10,13 +10,16 @@
 
 namespace comfytp::graph {
 
-/// One node as a step (graph/ops/steps.h).
+/// One node as a step (graph/ops/steps.h), or a cast between floats, which a pass does without: it computes in f32 and takes and gives any dtype.
 struct Step {
   std::string name;
+  ValueId from = -1;      ///< what it is a step from, as the graph has it
   ValueId operand = -1;   ///< -1: takes none
+  ValueId second = -1;    ///< rope's sines
   Shape shape;            ///< the operand's, as it broadcasts to the chain's value; of a bias empty
   std::size_t dim = 0;    ///< of a bias: the dimension of the value, as the step finds it
   std::size_t views = 0;  ///< how many of the chain's views stand before it
+  std::optional<std::size_t> split;  ///< of a bias: the view that splits or merges its dimension; behind that it is a sum
   int node = -1;
 };
 
@@ -27,11 +30,17 @@ struct Chain {
   std::vector<Step> pre, post;         ///< before and behind the norm; without a norm all are in pre
   std::vector<int> views;              ///< nodes; those behind the last step are the chain's only if a norm follows
   int norm = -1;                       ///< node
+  ValueId normed = -1;                 ///< what the norm reads, behind a cast that is the norm's own
+  DType narrow = DType::f32;           ///< the one dtype beside f32 among the start, the operands and the results
   std::optional<std::size_t> channel;  ///< dimension of `value` along which the biases of pre are
   std::vector<int> absorbed;           ///< nodes of other chains that it does too
   bool owns_start = false;             ///< nothing else reads `start`, which runs as often as the first step
   bool gone = false;                   ///< another does its steps
 
+  /// The node is the norm, or the cast before it that is its own.
+  bool reads_normed(int node) const {
+    return node == norm || (!pre.empty() && pre.back().name == "cast" && pre.back().node == node && pre.back().from == normed);
+  }
   std::vector<Step>& steps() { return norm < 0 ? pre : post; }
   const std::vector<Step>& steps() const { return norm < 0 ? pre : post; }
   int last_node() const { return !post.empty() ? post.back().node : norm >= 0 ? norm : pre.back().node; }
@@ -64,6 +73,10 @@ bool is_heavy(const Graph& graph, ValueId id);
 bool is_constant(const Graph& graph, ValueId id, double value);
 /// For 1 + s, s; else -1.
 ValueId behind_one_plus(const Graph& graph, ValueId id);
+/// f32, and f16 or bf16, which it holds exactly.
+bool is_working(DType dtype);
+/// What was widened to f32 to give the value, or the value itself.
+ValueId widened_from(const Graph& graph, ValueId id);
 /// transpose, split_dim, merge_dims.
 bool is_view(const Node& node);
 /// The attributes with which a view of a value of shape `full` is applied to an operand that broadcasts to it; nothing where

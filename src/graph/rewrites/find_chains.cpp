@@ -12,7 +12,9 @@ namespace {
 
 constexpr std::int64_t kFewRows = 32;  // of a linear whose result is nothing next to its weight
 
-bool only_bias(const Chain& chain) { return chain.norm < 0 && chain.views.empty() && chain.pre.size() == 1 && chain.pre[0].name == "bias"; }
+bool only_bias(const Chain& chain) {
+  return chain.norm < 0 && chain.views.empty() && chain.pre.size() == 1 && chain.pre[0].name == "bias" && chain.pre[0].from == chain.start;
+}
 
 // Nodes join chains as they come, in the order of the graph.
 class Finder {
@@ -24,6 +26,8 @@ class Finder {
       const int node = static_cast<int>(i);
       if (is_view(at(node)))
         pass_view(node);
+      else if (is(at(node), "cast"))
+        pass_cast(node);
       else if (is(at(node), "layer_norm") || is(at(node), "rms_norm"))
         pass_norm(node);
       else if (!activates_norm(node) && !gates(node) && !continues(node))
@@ -62,28 +66,74 @@ class Finder {
     chain.steps().pop_back();
     inner_.erase(step.node);
     if (chain.norm < 0 && chain.pre.empty()) return drop(chain);
-    const auto& in = at(step.node).inputs;
-    move(chain, in[in.size() == 2 && in[0] == step.operand ? 1 : 0]);
+    move(chain, step.from);
   }
   void drop(Chain& chain) {
     chain_at_.erase(chain.value);
     chain.gone = true;
   }
 
+  // The chain may have values of this dtype too.
+  static bool takes(const Chain& chain, DType dtype) {
+    return is_working(dtype) && is_working(chain.narrow) && (dtype == DType::f32 || chain.narrow == DType::f32 || chain.narrow == dtype);
+  }
+  static void note(Chain& chain, DType dtype) {
+    if (dtype != DType::f32) chain.narrow = dtype;
+  }
+  // An operand as it was before it was widened.
+  void take_narrow(const Chain& chain, ValueId& operand) const {
+    if (operand < 0) return;
+    const ValueId source = before_cast(operand);
+    if (takes(chain, graph_.type(source).dtype)) operand = source;
+  }
+  // The same as widened_from() where that is a value of its own, and not within a chain.
+  ValueId before_cast(ValueId id) const { return inner_.count(graph_.value(id).node) ? id : widened_from(graph_, id); }
+  void begin_at(Chain& chain, ValueId id) {
+    chain.start = before_cast(id);
+    chain.narrow = DType::f32;
+    note(chain, graph_.type(chain.start).dtype);
+  }
+  void add_cast(Chain& chain, int i) {
+    Step step;
+    step.name = "cast";
+    step.node = i;
+    step.from = at(i).inputs[0];
+    step.views = chain.views.size();
+    note(chain, graph_.type(at(i).outputs[0]).dtype);
+    chain.steps().push_back(step);
+    inner_.insert(i);
+    move(chain, at(i).outputs[0]);
+  }
+
+  void pass_cast(int i) {
+    const Node& cast = at(i);
+    Chain* chain = open_at(cast.inputs[0], i);
+    if (chain && takes(*chain, graph_.type(cast.outputs[0]).dtype) && is_working(graph_.type(cast.inputs[0]).dtype) && chain->steps().size() < kMostSteps)
+      add_cast(*chain, i);
+  }
+
   void pass_view(int i) {
     const Node& view = at(i);
     Chain* chain = open_at(view.inputs[0], i);
     if (!chain || chain->norm >= 0) return;
-    std::optional<std::size_t> channel;
-    if (chain->channel && !(channel = dim_behind(view, *chain->channel))) return;
+    const auto channel = chain->channel ? dim_behind(view, *chain->channel) : std::nullopt;
+    std::vector<Step> pre = chain->pre;
+    for (auto& step : pre) {
+      if (step.name != "bias" || !chain->channel || channel || step.split) continue;
+      step.split = chain->views.size();
+      step.shape = Shape(graph_.type(chain->value).shape.size(), 1);
+      step.shape[*chain->channel] = graph_.type(chain->value).shape[*chain->channel];
+    }
     std::vector<Shape> shapes;
-    for (const auto& step : chain->pre) {
+    for (const auto& step : pre) {
+      if (step.name == "rope") return;
       const auto attrs = step.shape.empty() ? std::optional(Attrs()) : view_of_operand(view, graph_.type(chain->value).shape, step.shape);
       if (!attrs) return;
       const Type operand{DType::f32, step.shape};
       shapes.push_back(step.shape.empty() ? Shape() : view.op->infer(*attrs, {&operand, 1})[0].shape);
     }
-    for (std::size_t s = 0; s < shapes.size(); ++s) chain->pre[s].shape = shapes[s];
+    for (std::size_t s = 0; s < shapes.size(); ++s) pre[s].shape = shapes[s];
+    chain->pre = pre;
     chain->channel = channel;
     chain->views.push_back(i);
     move(*chain, view.outputs[0]);
@@ -97,18 +147,34 @@ class Finder {
     for (ValueId parameter : norm.inputs)
       if (graph_.type(parameter).dtype != graph_.type(x).dtype) return;
     const auto last = graph_.type(x).shape.size() - 1;
-    Chain* chain = chain_at(x);
-    const auto& by = readers_of(x);
+    // Of a value that is widened for the norm alone, the pass keeps what it was before.
+    const ValueId narrow = readers_of(x).size() == 1 ? before_cast(x) : x;
+    const ValueId normed = chain_at(x) ? x : narrow;
+    const int cast = normed == x ? -1 : graph_.value(x).node;
+    Chain* chain = chain_at(normed);
+    const auto& by = readers_of(normed);
+    const auto own = [&](int reader) { return reader == i || reader == cast; };
+    const bool alone = std::all_of(by.begin(), by.end(), own);
     const bool joins = chain && chain->norm < 0 && chain->channel.value_or(last) == last && varies(chain->last_node()) == varies(i) &&
-                       steps_in_epilogue(graph_, *chain) < chain->pre.size() &&
-                       std::all_of(by.begin(), by.end(), [&](int reader) { return reader < 0 || reader >= i; });
-    if (!joins) {
-      Chain alone;
-      alone.start = x;
-      chain = &add(alone);
+                       (steps_in_epilogue(graph_, *chain) < chain->pre.size() || (alone && !has_few_rows(chain->start))) &&
+                       (cast < 0 || chain->pre.size() < kMostSteps) &&
+                       std::all_of(by.begin(), by.end(), [&](int reader) { return own(reader) || reader < 0 || reader >= i; });
+    if (joins) {
+      if (cast >= 0) add_cast(*chain, cast);
+      chain->normed = normed;
+    } else {
+      Chain own_chain;
+      begin_at(own_chain, x);
+      own_chain.normed = x;
+      chain = &add(own_chain);
     }
     chain->norm = i;
     move(*chain, norm.outputs[0]);
+  }
+
+  bool has_few_rows(ValueId id) const {
+    const Shape& shape = graph_.type(id).shape;
+    return numel(Shape(shape.begin(), shape.end() - 1)) <= kFewRows;
   }
 
   bool activates_norm(int i) {
@@ -174,6 +240,7 @@ class Finder {
     if (!best) return false;
     step.views = best->views.size();
     best->steps().push_back(step);
+    take_operands(*best);
     inner_.insert(i);
     move(*best, at(i).outputs[0]);
     settle(*best);
@@ -184,12 +251,12 @@ class Finder {
   // from before the norm must not be one behind it.
   bool may_follow(const Chain& chain, const Step& step) const {
     if (chain.norm < 0) return true;
-    const ValueId normed = at(chain.norm).inputs[0];
-    for (int reader : readers_of(normed))
-      if (!chain.pre.empty() && reader >= 0 && reader <= step.node && reader != chain.norm) return false;
-    const auto same = [&](const Step& other) { return other.operand == step.operand; };
-    return step.operand < 0 ||
-           (step.operand != chain.start && step.operand != normed && std::none_of(chain.pre.begin(), chain.pre.end(), same));
+    for (int reader : readers_of(chain.normed))
+      if (!chain.pre.empty() && reader >= 0 && reader <= step.node && !chain.reads_normed(reader)) return false;
+    const ValueId operand = step.operand < 0 ? -1 : widened_from(graph_, step.operand);
+    const auto same = [&](ValueId id) { return id >= 0 && widened_from(graph_, id) == operand; };
+    return operand < 0 || (!same(chain.start) && !same(chain.normed) &&
+                           std::none_of(chain.pre.begin(), chain.pre.end(), [&](const Step& other) { return same(other.operand); }));
   }
 
   // From what a heavy op has made rather than from another operand, from the later rather than from the earlier.
@@ -202,16 +269,26 @@ class Finder {
     for (ValueId id : at(i).inputs) {
       const auto step = step_of(graph_, i, id, {});
       Chain chain;
-      chain.start = id;
+      begin_at(chain, id);
       if (!step || (best && rank(chain) <= rank(*best))) continue;
       chain.pre = {*step};
       best = chain;
     }
     if (!best) return;
-    best->owns_start = readers_of(best->start).size() == 1 && varies(graph_.value(best->start).node) == varies(i);
+    best->owns_start = best->start == best->pre[0].from && readers_of(best->start).size() == 1 && varies(graph_.value(best->start).node) == varies(i);
+    take_operands(*best);
     Chain& chain = add(*best);
     move(chain, at(i).outputs[0]);
     settle(chain);
+  }
+
+  void take_operands(Chain& chain) const {
+    Step& step = chain.steps().back();
+    for (ValueId* operand : {&step.operand, &step.second}) {
+      if (*operand < 0) continue;
+      take_narrow(chain, *operand);
+      note(chain, graph_.type(*operand).dtype);
+    }
   }
 
   // What follows from a chain's newest step.
@@ -236,6 +313,7 @@ class Finder {
     }
     step.name = "add_one_mul";
     product = step;
+    take_operands(chain);
   }
 
   // A sum with a value that has only been biased is one with the value, and with its bias: so that needs no pass of its own.

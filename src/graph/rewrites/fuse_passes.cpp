@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <set>
 
 #include "graph/ops/steps.h"
@@ -10,7 +11,7 @@ namespace {
 // Writes a graph anew with the chains that were found in it.
 class PassWriter {
  public:
-  PassWriter(const Graph& graph, const Chains& found) : graph_(graph), found_(found), rewriter_(graph), g_(rewriter_.target) {}
+  PassWriter(const Graph& graph, const Chains& found) : graph_(graph), found_(found), readers_(readers(graph)), rewriter_(graph), g_(rewriter_.target) {}
 
   Graph run() {
     for (const auto& chain : found_.chains)
@@ -46,7 +47,13 @@ class PassWriter {
       epilogues_[chain.pre[early - 1].node] = {&chain, early};
     }
     // A step that stands alone between light nodes is best as it is, and so is a norm.
-    if (chain.norm >= 0 ? late + chain.post.size() == 0 : late == 0 || (late == 1 && !is_heavy(graph_, chain.start))) return;
+    const auto casts = [](const std::vector<Step>& steps, std::size_t from) {
+      const auto first = steps.begin() + static_cast<std::ptrdiff_t>(from);
+      return static_cast<std::size_t>(std::count_if(first, steps.end(), [](const Step& s) { return s.name == "cast"; }));
+    };
+    const auto real = late - casts(chain.pre, early);
+    if (chain.norm >= 0 ? late + chain.post.size() == 0 && chain.start == chain.normed
+                        : real == 0 || (late == 1 && !is_heavy(graph_, chain.start) && chain.start == chain.pre[0].from)) return;
     for (std::size_t s = early; s < chain.pre.size(); ++s) done_.insert(chain.pre[s].node);
     for (const auto& step : chain.post) done_.insert(step.node);
     done_.insert(chain.views.begin(), chain.views.begin() + static_cast<std::ptrdiff_t>(chain.views_used()));
@@ -55,9 +62,12 @@ class PassWriter {
     passes_[chain.last_node()] = &chain;
   }
 
-  static std::string list(const std::vector<Step>& steps, std::size_t from = 0) {
+  // A bias whose dimension the pass finds split.
+  static bool is_sum(const Chain& chain, const Step& step) { return step.split && *step.split < chain.views_used(); }
+  static std::string list(const Chain& chain, const std::vector<Step>& steps, std::size_t from = 0) {
     std::string names;
-    for (std::size_t s = from; s < steps.size(); ++s) names.append(s > from ? "," : "").append(steps[s].name);
+    for (std::size_t s = from; s < steps.size(); ++s)
+      if (steps[s].name != "cast") names.append(names.empty() ? "" : ",").append(is_sum(chain, steps[s]) ? "add" : steps[s].name);
     return names;
   }
 
@@ -66,21 +76,27 @@ class PassWriter {
     auto inputs = rewriter_.mapped(linear.inputs);
     std::vector<Step> steps(chain.pre.begin(), chain.pre.begin() + static_cast<std::ptrdiff_t>(count));
     for (const auto& step : steps)
-      if (step.operand >= 0) inputs.push_back(operand(chain, step));
-    mapped(result) = g_.add("linear", inputs, {{"epilogue", list(steps)}}, linear.name);
+      if (step.operand >= 0) inputs.push_back(bias(step));
+    mapped(result) = g_.add("linear", inputs, {{"epilogue", list(Chain(), steps)}}, linear.name);
   }
 
   // The step's operand as the pass takes it, behind the views that it does first.
-  ValueId operand(const Chain& chain, const Step& step) {
-    const ValueId value = mapped(step.operand);
-    const auto rank = graph_.type(at(step.node).outputs[0]).shape.size(), own = g_.type(value).shape.size();
-    if (step.name == "bias") return vector(value, step.dim + own - rank);
+  ValueId operand(const Chain& chain, const Step& step) { return operand(chain, step, step.operand); }
+  ValueId operand(const Chain& chain, const Step& step, ValueId id) {
+    const ValueId value = mapped(id);
+    const auto rank = graph_.type(at(step.node).outputs[0]).shape.size();
+    if (step.name == "bias" && !is_sum(chain, step)) return bias(step);
     ValueId seen = widened(g_, value, rank);
     for (std::size_t v = step.views; v < chain.views_used(); ++v) {
       const Node& view = at(chain.views[v]);
       seen = g_.add_node(*view.op, {seen}, *view_of_operand(view, graph_.type(view.inputs[0]).shape, g_.type(seen).shape), view.name)[0];
     }
     return seen;
+  }
+
+  ValueId bias(const Step& step) {
+    const ValueId value = mapped(step.operand);
+    return vector(value, step.dim + g_.type(value).shape.size() - graph_.type(at(step.node).outputs[0]).shape.size());
   }
 
   // flat(), once for each value.
@@ -100,16 +116,23 @@ class PassWriter {
     std::vector<ValueId> inputs = {x};
     const auto append = [&](const Step& step) {
       if (step.operand >= 0) inputs.push_back(operand(chain, step));
+      if (step.second >= 0) inputs.push_back(operand(chain, step, step.second));
+    };
+    const auto dtype_of = [&](ValueId id) { return std::string(name_of(graph_.type(id).dtype)); };
+    const std::string given(name_of(g_.type(x).dtype));
+    const auto set_dtype = [&](Attrs& attrs, const char* attribute, const std::string& dtype) {
+      if (dtype != given) attrs.set(attribute, dtype);
     };
     for (std::size_t s = early; s < chain.pre.size(); ++s) append(chain.pre[s]);
     if (chain.norm < 0) {
-      Attrs attrs = {{"steps", list(chain.pre, early)}};
+      Attrs attrs = {{"steps", list(chain, chain.pre, early)}};
       for (std::size_t s = early; s < chain.pre.size(); ++s) {
-        if (chain.pre[s].name != "bias") continue;
+        if (chain.pre[s].name != "bias" || is_sum(chain, chain.pre[s])) continue;
         auto dim = chain.pre[s].dim;
         for (std::size_t v = chain.pre[s].views; v < chain.views_used(); ++v) dim = *dim_behind(at(chain.views[v]), dim);
         attrs.set("channel", static_cast<std::int64_t>(dim));
       }
+      set_dtype(attrs, "dtype", dtype_of(result));
       mapped(result) = g_.add("pointwise", inputs, attrs, name_of_heavy(chain.start));
       return;
     }
@@ -122,14 +145,18 @@ class PassWriter {
       if (shifted) inputs.push_back(mapped(norm.inputs[2]));
     }
     for (const auto& step : chain.post) append(step);
-    const auto outputs = g_.add_node(find_op("fused_norm"), inputs,
-                                     {{"pre", list(chain.pre, early)},
-                                      {"norm", std::string(norm.op->name())},
-                                      {"epsilon", norm.attrs.real("epsilon")},
-                                      {"affine", affine},
-                                      {"post", list(chain.post)}},
-                                     norm.name);
-    if (outputs.size() == 2) mapped(norm.inputs[0]) = outputs[0];
+    Attrs attrs = {{"pre", list(chain, chain.pre, early)},
+                   {"norm", std::string(norm.op->name())},
+                   {"epsilon", norm.attrs.real("epsilon")},
+                   {"affine", affine},
+                   {"post", list(chain, chain.post)}};
+    set_dtype(attrs, "dtype", dtype_of(result));
+    const auto& by = readers_[static_cast<std::size_t>(chain.normed)];
+    const bool alone = std::all_of(by.begin(), by.end(), [&](int reader) { return chain.reads_normed(reader); });
+    if (!attrs.text("pre").empty() && alone) attrs.set("alone", std::int64_t{1});
+    if (!attrs.text("pre").empty() && !alone) set_dtype(attrs, "y_dtype", dtype_of(chain.normed));
+    const auto outputs = g_.add_node(find_op("fused_norm"), inputs, attrs, norm.name);
+    if (outputs.size() == 2) mapped(chain.normed) = outputs[0];
     mapped(result) = outputs.back();
   }
 
@@ -158,6 +185,7 @@ class PassWriter {
 
   const Graph& graph_;
   const Chains& found_;
+  const std::vector<std::vector<int>> readers_;
   Rewriter rewriter_;
   Graph& g_;
   std::map<ValueId, ValueId> vectors_;
@@ -170,12 +198,14 @@ class PassWriter {
 
 // Again while that helps: what a pass delays may have stood in the way of another.
 Graph fuse_into_passes(const Graph& graph) {
-  Graph result = graph;
+  Graph result = find_ropes(graph).value_or(graph);
+  result = own_casts(result).value_or(result);
   for (std::size_t before = 0; before == 0 || result.nodes().size() < before;) {
     before = result.nodes().size();
     const Graph plain = expand_epilogues(result).value_or(result);
     result = PassWriter(plain, find_chains(plain)).run();
   }
+  result = share_equal_nodes(result).value_or(result);
   return gate_linears(result).value_or(result);
 }
 

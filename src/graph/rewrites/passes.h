@@ -23,6 +23,11 @@ std::optional<Graph> split_merged_projections(const Graph& graph);
 /// A linear over a concat of channels becomes a sum of linears, so that each part's channels can be cut on their own.
 std::optional<Graph> split_concat_inputs(const Graph& graph);
 
+/// Rotary embeddings that are written out become a pointwise of one step, rope.
+std::optional<Graph> find_ropes(const Graph& graph);
+/// A cast to f32 that several nodes read becomes one for each of them, just before it.
+std::optional<Graph> own_casts(const Graph& graph);
+
 /// A glu of two linears that nobody else reads becomes a gated_linear.
 std::optional<Graph> gate_linears(const Graph& graph);
 

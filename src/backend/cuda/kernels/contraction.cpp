@@ -17,7 +17,7 @@ Epilogue::Epilogue(const Site& site, std::size_t channel, std::size_t done) : dt
 }
 
 void Epilogue::run(std::span<const void* const> in, void* out) const {
-  if (!empty()) check(launch_pointwise(chain_, chain_operands(chain_, in, first_), dtype_, out, out, stream_), "epilogue");
+  if (!empty()) check(launch_pointwise(chain_, chain_operands(chain_, in, first_), dtype_, dtype_, dtype_, out, out, stream_), "epilogue");
 }
 
 }  // namespace comfytp::backend::cuda

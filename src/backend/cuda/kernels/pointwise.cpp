@@ -8,12 +8,12 @@ namespace comfytp::backend::cuda {
 namespace {
 
 std::unique_ptr<Kernel> make(const Site& site) {
-  const DType dtype = site.in[0].type.dtype;
+  const DType dtype = narrow_dtype(site), from = site.in[0].type.dtype, to = site.out[0].type.dtype;
   expect_real(site, dtype);
   const auto channel = static_cast<std::size_t>(site.attrs().integer_or("channel", 0));
   const auto chain = plan_chain(site.attrs().text("steps"), site.in[0], site.in.subspan(1), channel, false);
-  return make_kernel([chain, dtype, stream = site.context.stream](auto in, auto out, void*) {
-    check(launch_pointwise(chain, chain_operands(chain, in, 1), dtype, in[0], out[0], stream), "pointwise");
+  return make_kernel([=, stream = site.context.stream](auto in, auto out, void*) {
+    check(launch_pointwise(chain, chain_operands(chain, in, 1), from, to, dtype, in[0], out[0], stream), "pointwise");
   });
 }
 

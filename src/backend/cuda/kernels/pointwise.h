@@ -7,7 +7,9 @@
 
 namespace comfytp::backend::cuda {
 
-/// y = the chain applied to x; both dense in the chain's dimensions. y may be x or an operand of full shape.
-cudaError_t launch_pointwise(const Chain& chain, const ChainOperands& operands, DType dtype, const void* x, void* y, cudaStream_t stream);
+/// y = the chain applied to x; both dense in the chain's dimensions, and each of f32 or of `dtype`. y may be x or an operand of full shape, where
+/// these are of one dtype.
+cudaError_t launch_pointwise(const Chain& chain, const ChainOperands& operands, DType x_dtype, DType y_dtype, DType dtype, const void* x, void* y,
+                             cudaStream_t stream);
 
 }  // namespace comfytp::backend::cuda

@@ -16,7 +16,7 @@ struct Inputs {
 };
 
 std::unique_ptr<Kernel> make_norm(const Site& site, bool centred, std::string_view pre, std::string_view post, const Inputs& inputs) {
-  const DType dtype = site.in[0].type.dtype;
+  const DType dtype = narrow_dtype(site);
   expect_real(site, dtype);
   const auto last = site.shape(0).size() - 1;
   RowNorm norm;
@@ -26,6 +26,12 @@ std::unique_ptr<Kernel> make_norm(const Site& site, bool centred, std::string_vi
   norm.epsilon = static_cast<float>(site.attrs().real("epsilon"));
   norm.pre = plan_chain(pre, site.in[0], site.in.subspan(1, inputs.pre), last, true);
   norm.post = plan_chain(post, site.in[0], site.in.subspan(1 + inputs.pre + inputs.parameters, inputs.post), last, true);
+  const auto wide = [](const Operand& operand) { return operand.type.dtype == DType::f32; };
+  norm.x_wide = wide(site.in[0]);
+  if (inputs.parameters > 0) norm.weight_wide = wide(site.in[1 + inputs.pre]);
+  if (inputs.parameters > 1) norm.bias_wide = wide(site.in[2 + inputs.pre]);
+  norm.y_wide = wide(site.out[0]);
+  norm.z_wide = wide(site.out.back());
   if (inputs.moments) norm.parts = static_cast<int>(site.shape(site.in.size() - 1)[0]);
   const bool both = site.out.size() == 2;
   return make_kernel([=, stream = site.context.stream](auto in, auto out, void*) {

@@ -7,9 +7,9 @@ namespace comfytp::backend::cuda {
 namespace {
 
 // The value of the row's first thread.
-template <int WARPS>
+template <int WARPS, int LANES>
 __device__ __forceinline__ float first_of_row(float v, float* shared) {
-  v = __shfl_sync(~0u, v, 0);
+  v = __shfl_sync(~0u, v, threadIdx.x % 32 / LANES * LANES);
   if constexpr (WARPS > 1) {
     if (threadIdx.x == 0) shared[0] = v;
     __syncthreads();
@@ -56,26 +56,22 @@ __device__ __forceinline__ void pack_index(const Chain& chain, std::int64_t row,
     for (int d = 0; d < kChainDims; ++d) at[m][d] = d == chain.dims - 1 ? first + m * step : at[0][d];
 }
 
-// A row in the registers of WARPS warps, N elements at a time.
-template <typename T, int N, int PACKS, int WARPS>
+// A row in the registers of WARPS warps, or of LANES threads of one, N elements at a time.
+template <typename T, int N, int PACKS, int WARPS, int LANES>
 __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
   __shared__ float shared[WARPS];
-  constexpr int kThreads = 32 * WARPS, kRows = WARPS == 1 ? 4 : 1;
-  const std::int64_t row = std::int64_t{blockIdx.x} * kRows + (WARPS == 1 ? threadIdx.x / 32 : 0);
-  if (row >= n.rows) return;  // whole warps, or the whole block
+  constexpr int kThreads = LANES * WARPS, kRows = WARPS == 1 ? 128 / LANES : 1;
+  const std::int64_t given = std::int64_t{blockIdx.x} * kRows + (WARPS == 1 ? threadIdx.x / LANES : 0);
+  const std::int64_t row = given < n.rows ? given : n.rows - 1;  // what has no row computes the last one too, and keeps it to itself
   const int thread = threadIdx.x % kThreads, packs = static_cast<int>(n.columns / N);
   const std::int64_t base = row * n.columns;
   const auto column = [&](int k) { return (thread + k * kThreads) * N; };
   bool there[PACKS];
   float v[PACKS][N];
-  Pack<T> weight[PACKS], bias[PACKS];
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
     there[k] = thread + k * kThreads < packs;
-    if (!there[k]) continue;
-    load_floats<T, N>(static_cast<const T*>(o.x) + base + column(k), v[k]);
-    if (o.weight) weight[k] = load_pack(static_cast<const T*>(o.weight) + column(k));
-    if (o.bias) bias[k] = load_pack(static_cast<const T*>(o.bias) + column(k));
+    if (there[k]) load_floats<T, N>(o.x, base + column(k), n.x_wide, v[k]);
   }
   unsigned at[PACKS][kChainDims];
   if (n.pre.count > 0) {
@@ -84,9 +80,10 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
 #pragma unroll
     for (int k = 0; k < PACKS; ++k) {
       if (!there[k]) continue;
+      if (!n.y_wide)
 #pragma unroll
-      for (int i = 0; i < N; ++i) v[k][i] = to_float(from_float<T>(v[k][i]));
-      if (o.y) store_floats<T, N>(static_cast<T*>(o.y) + base + column(k), v[k]);
+        for (int i = 0; i < N; ++i) v[k][i] = to_float(from_float<T>(v[k][i]));
+      if (o.y && given < n.rows) store_floats<T, N>(o.y, base + column(k), n.y_wide, v[k]);
     }
   }
   float mean, scale;
@@ -96,7 +93,7 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
     scale = m.y;
   } else {
     // Differences from the first element, so that a large mean costs no digits.
-    const float shift = n.centred ? first_of_row<WARPS>(v[0][0], shared) : 0.f;
+    const float shift = n.centred ? first_of_row<WARPS, LANES>(v[0][0], shared) : 0.f;
     float sum = 0, squares = 0;
 #pragma unroll
     for (int k = 0; k < PACKS; ++k)
@@ -104,52 +101,72 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
 #pragma unroll
         for (int i = 0; i < N; ++i) sum += v[k][i] -= shift;
     const float count = static_cast<float>(n.columns);
-    mean = n.centred ? join_threads<32 * WARPS>(sum, shared, Sum()) / count : 0.f;
+    mean = n.centred ? join_threads<kThreads>(sum, shared, Sum()) / count : 0.f;
 #pragma unroll
     for (int k = 0; k < PACKS; ++k)
       if (there[k])
 #pragma unroll
         for (int i = 0; i < N; ++i) squares += (v[k][i] - mean) * (v[k][i] - mean);
-    scale = rsqrtf(join_threads<32 * WARPS>(squares, shared, Sum()) / count + n.epsilon);
+    scale = rsqrtf(join_threads<kThreads>(squares, shared, Sum()) / count + n.epsilon);
   }
 #pragma unroll
-  for (int k = 0; k < PACKS; ++k)
+  for (int k = 0; k < PACKS; ++k) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      v[k][i] = (v[k][i] - mean) * scale;
-      if (o.weight) v[k][i] *= to_float(weight[k].v[i]);
-      if (o.bias) v[k][i] += to_float(bias[k].v[i]);
+    for (int i = 0; i < N; ++i) v[k][i] = (v[k][i] - mean) * scale;
+    float parameter[N];
+    if (o.weight && there[k]) {
+      load_floats<T, N>(o.weight, column(k), n.weight_wide, parameter);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[k][i] *= parameter[i];
     }
+    if (o.bias && there[k]) {
+      load_floats<T, N>(o.bias, column(k), n.bias_wide, parameter);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[k][i] += parameter[i];
+    }
+  }
   if (n.post.count > 0) {
     pack_index(n.post, row, thread * N, kThreads * N, at);
     apply_chain<T, N, PACKS>(n.post, o.post, at, there, v);
   }
 #pragma unroll
   for (int k = 0; k < PACKS; ++k)
-    if (there[k]) store_floats<T, N>(static_cast<T*>(o.z) + base + column(k), v[k]);
+    if (there[k] && given < n.rows) store_floats<T, N>(o.z, base + column(k), n.z_wide, v[k]);
 }
 
-// Rows of any length, an element at a time; where there is a chain before the norm y holds its result.
-template <typename T>
+// Rows of any length, N elements at a time (two where a step takes pairs); where there is a chain before the norm y holds its result, or z if
+// nobody wants y.
+template <typename T, int N>
 __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
   __shared__ float shared[8];
   const std::int64_t row = blockIdx.x, base = row * n.columns;
   unsigned at[1][kChainDims];
   const bool there[1] = {true};
-  const auto chained = [&](const Chain& chain, const ChainOperands& operands, std::int64_t c, float value) {
-    float v[1][1] = {{value}};
+  const auto chained = [&](const Chain& chain, const ChainOperands& operands, std::int64_t c, float (&v)[1][N]) {
     pack_index(chain, row, static_cast<unsigned>(c), 0, at);
-    apply_chain<T, 1, 1>(chain, operands, at, there, v);
-    return v[0][0];
+    apply_chain<T, N, 1>(chain, operands, at, there, v);
   };
-  const T* x = static_cast<const T*>(o.x) + base;
+  const void* x = o.x;
+  bool x_wide = n.x_wide;
+  float v[1][N];
   if (n.pre.count > 0) {
-    T* y = static_cast<T*>(o.y) + base;
-    for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) y[c] = from_float<T>(chained(n.pre, o.pre, c, to_float(x[c])));
+    void* y = o.y ? o.y : o.z;
+    const bool wide = o.y ? n.y_wide : n.z_wide;
+    for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
+      load_floats<T, N>(o.x, base + c, n.x_wide, v[0]);
+      chained(n.pre, o.pre, c, v);
+      store_floats<T, N>(y, base + c, wide, v[0]);
+    }
     __syncthreads();
     x = y;
+    x_wide = wide;
   }
-  const float shift = n.centred && !o.moments ? to_float(x[0]) : 0.f;
+  float shift = 0;
+  if (n.centred && !o.moments) {
+    float first[1];
+    load_floats<T, 1>(x, base, x_wide, first);
+    shift = first[0];
+  }
   float mean, scale;
   if (o.moments) {
     const float2 m = merged(n, o.moments, row);
@@ -158,48 +175,69 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
   } else {
     float sum = 0, squares = 0;
     const float count = static_cast<float>(n.columns);
-    for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) sum += to_float(x[c]) - shift;
+    for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
+      load_floats<T, N>(x, base + c, x_wide, v[0]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum += v[0][i] - shift;
+    }
     mean = n.centred ? join_threads<256>(sum, shared, Sum()) / count : 0.f;
-    for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-      const float v = to_float(x[c]) - shift - mean;
-      squares += v * v;
+    for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
+      load_floats<T, N>(x, base + c, x_wide, v[0]);
+#pragma unroll
+      for (int i = 0; i < N; ++i) squares += (v[0][i] - shift - mean) * (v[0][i] - shift - mean);
     }
     scale = rsqrtf(join_threads<256>(squares, shared, Sum()) / count + n.epsilon);
   }
-  for (std::int64_t c = threadIdx.x; c < n.columns; c += 256) {
-    float v = (to_float(x[c]) - shift - mean) * scale;
-    if (o.weight) v *= to_float(static_cast<const T*>(o.weight)[c]);
-    if (o.bias) v += to_float(static_cast<const T*>(o.bias)[c]);
-    if (n.post.count > 0) v = chained(n.post, o.post, c, v);
-    static_cast<T*>(o.z)[base + c] = from_float<T>(v);
+  for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
+    load_floats<T, N>(x, base + c, x_wide, v[0]);
+    float parameter[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[0][i] = (v[0][i] - shift - mean) * scale;
+    if (o.weight) {
+      load_floats<T, N>(o.weight, c, n.weight_wide, parameter);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[0][i] *= parameter[i];
+    }
+    if (o.bias) {
+      load_floats<T, N>(o.bias, c, n.bias_wide, parameter);
+#pragma unroll
+      for (int i = 0; i < N; ++i) v[0][i] += parameter[i];
+    }
+    if (n.post.count > 0) chained(n.post, o.post, c, v);
+    store_floats<T, N>(o.z, base + c, n.z_wide, v[0]);
   }
 }
 
-template <typename T, int PACKS, int WARPS>
+template <typename T, int WARPS, int PACKS, int LANES = 32>
 void launch(const RowNorm& n, const RowNormOperands& o, cudaStream_t stream) {
-  const int rows = WARPS == 1 ? 4 : 1;
-  row_norm<T, Pack<T>::size, PACKS, WARPS><<<static_cast<unsigned>((n.rows + rows - 1) / rows), rows * 32 * WARPS, 0, stream>>>(n, o);
+  constexpr int rows = WARPS == 1 ? 128 / LANES : 1;
+  const auto blocks = static_cast<unsigned>((n.rows + rows - 1) / rows);
+  row_norm<T, Pack<T>::size, PACKS, WARPS, LANES><<<blocks, WARPS == 1 ? 128 : 32 * WARPS, 0, stream>>>(n, o);
 }
 
 }  // namespace
 
 cudaError_t launch_row_norm(const RowNorm& n, const RowNormOperands& o, DType dtype, cudaStream_t stream) {
   if (n.rows == 0 || n.columns == 0) return cudaSuccess;
-  if (n.rows >= std::int64_t{1} << 31 || n.columns >= std::int64_t{1} << 31 || (n.pre.count > 0 && !o.y)) return cudaErrorInvalidValue;
+  if (n.rows >= std::int64_t{1} << 31 || n.columns >= std::int64_t{1} << 31) return cudaErrorInvalidValue;
   const bool all_aligned = aligned(o.x) && aligned(o.weight) && aligned(o.bias) && aligned(o.y) && aligned(o.z) && o.pre.aligned() && o.post.aligned();
   const bool known = with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int N = Pack<T>::size;
     const std::int64_t packs = n.columns / N;
     const bool fits = all_aligned && n.columns % N == 0 && n.pre.packs_of(N) && n.post.packs_of(N);
-    if (fits && packs <= 32) launch<T, 1, 1>(n, o, stream);
+    if (fits && packs <= 16) launch<T, 1, 1, 16>(n, o, stream);
+    else if (fits && packs <= 32) launch<T, 1, 1>(n, o, stream);
     else if (fits && packs <= 64) launch<T, 1, 2>(n, o, stream);
     else if (fits && packs <= 96) launch<T, 1, 3>(n, o, stream);
     else if (fits && packs <= 160) launch<T, 1, 5>(n, o, stream);
-    else if (fits && packs <= 256) launch<T, 1, 8>(n, o, stream);
-    else if (fits && packs <= 512) launch<T, 2, 8>(n, o, stream);
-    else if (fits && packs <= 1024) launch<T, 4, 8>(n, o, stream);
-    else any_row_norm<T><<<static_cast<unsigned>(n.rows), 256, 0, stream>>>(n, o);
+    else if (fits && packs <= 256) launch<T, 2, 4>(n, o, stream);
+    else if (fits && packs <= 384) launch<T, 4, 3>(n, o, stream);
+    else if (fits && packs <= 512) launch<T, 4, 4>(n, o, stream);
+    else if (fits && packs <= 768) launch<T, 8, 3>(n, o, stream);
+    else if (fits && packs <= 1024) launch<T, 8, 4>(n, o, stream);
+    else if (n.columns % 2 == 0 && (n.pre.pairs() || n.post.pairs())) any_row_norm<T, 2><<<static_cast<unsigned>(n.rows), 256, 0, stream>>>(n, o);
+    else any_row_norm<T, 1><<<static_cast<unsigned>(n.rows), 256, 0, stream>>>(n, o);
   });
   return known ? cudaGetLastError() : cudaErrorInvalidValue;
 }

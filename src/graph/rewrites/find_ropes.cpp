@@ -1,0 +1,276 @@
+#include <algorithm>
+#include <map>
+
+#include "graph/ops/steps.h"
+#include "graph/rewrites/chains.h"
+#include "graph/rewrites/passes.h"
+
+namespace comfytp::graph {
+namespace {
+
+// A half of a value's pairs of neighbours: `first` or second of each. `pairs` is the value with its last dimension split in pairs.
+struct Half {
+  ValueId pairs = -1;
+  bool first = true;
+  bool operator==(const Half&) const = default;
+};
+
+// sign * half * factor; without a factor -1.
+struct Term {
+  Half half;
+  ValueId factor = -1;
+  double sign = 1;
+};
+
+// What turns by angles: pairs, and cosines and sines along the last dimension, of its size or of half of it.
+struct Rope {
+  ValueId pairs = -1, cos = -1, sin = -1;
+};
+
+class Ropes {
+ public:
+  explicit Ropes(const Graph& graph) : graph_(graph) {}
+
+  // For what is written as concat of both halves, each a sum of products, and for x * cos + (-x1, x0) * sin.
+  std::optional<Rope> at(const Node& node) const {
+    if (is(node, "merge_dims")) return of_halves(node);
+    if (is(node, "add")) return of_turned(node);
+    return {};
+  }
+
+ private:
+  const Node& by(ValueId id) const { return graph_.producer(id); }
+  const Shape& shape(ValueId id) const { return graph_.type(id).shape; }
+  ValueId uncast(ValueId id) const {
+    while (is(by(id), "cast") && is_working(graph_.type(id).dtype) && is_working(graph_.type(by(id).inputs[0]).dtype)) id = by(id).inputs[0];
+    return id;
+  }
+
+  // The views with a last dimension of size 1 more or less, and casts.
+  ValueId bare(ValueId id) const {
+    for (;;) {
+      id = uncast(id);
+      const Node& node = by(id);
+      const bool adds = is(node, "split_dim") && node.attrs.ints("sizes").size() == 2 && node.attrs.ints("sizes")[1] == 1 && shape(id).back() == 1;
+      const bool drops = is(node, "merge_dims") && node.attrs.integer("count") == 2 && shape(node.inputs[0]).back() == 1 &&
+                         node.attrs.integer("dim") + 2 == static_cast<std::int64_t>(shape(node.inputs[0]).size());
+      if (!adds && !drops) return id;
+      id = node.inputs[0];
+    }
+  }
+
+  std::optional<Half> half(ValueId id) const {
+    const ValueId part = bare(id);
+    const Node& slice = by(part);
+    if (!is(slice, "slice") || slice.attrs.integer_or("step", 1) != 1 || shape(part).back() != 1) return {};
+    const ValueId pairs = slice.inputs[0];
+    if (slice.attrs.integer("dim") + 1 != static_cast<std::int64_t>(shape(pairs).size()) || !is_split_in_pairs(pairs)) return {};
+    return Half{pairs, slice.attrs.integer("start") == 0};
+  }
+
+  bool is_split_in_pairs(ValueId id) const {
+    const Node& split = by(id);
+    return is(split, "split_dim") && split.attrs.ints("sizes").size() >= 2 && split.attrs.ints("sizes").back() == 2 &&
+           split.attrs.integer("dim") + static_cast<std::int64_t>(split.attrs.ints("sizes").size()) == static_cast<std::int64_t>(shape(id).size());
+  }
+
+  // Appends the terms of a sum; false where it has others.
+  bool terms(ValueId id, double sign, std::vector<Term>& found) const {
+    id = bare(id);
+    if (found.size() > 2) return false;
+    if (const auto alone = half(id)) {
+      found.push_back({*alone, -1, sign});
+      return true;
+    }
+    const Node& node = by(id);
+    if (is(node, "neg")) return terms(node.inputs[0], -sign, found);
+    if (is(node, "add") || is(node, "sub"))
+      return terms(node.inputs[0], sign, found) && terms(node.inputs[1], is(node, "sub") ? -sign : sign, found);
+    if (!is(node, "mul")) return false;
+    for (int i : {0, 1})
+      if (const auto part = half(node.inputs[i])) {
+        const ValueId factor = node.inputs[1 - i];
+        found.push_back({*part, shape(node.inputs[i]).back() == 1 ? bare(factor) : factor, sign});
+        return true;
+      }
+    return false;
+  }
+
+  // The two values that a concat of pairs puts side by side, where the node merges these.
+  std::optional<std::pair<ValueId, ValueId>> sides(ValueId id) const {
+    const Node& merge = by(id);
+    if (!is(merge, "merge_dims") || merge.attrs.integer("count") != 2) return {};
+    const Node& concat = by(merge.inputs[0]);
+    const auto rank = static_cast<std::int64_t>(shape(merge.inputs[0]).size());
+    if (!is(concat, "concat") || concat.inputs.size() != 2 || concat.attrs.integer("dim") + 1 != rank || merge.attrs.integer("dim") + 2 != rank ||
+        shape(concat.inputs[0]).back() != 1 || shape(concat.inputs[1]).back() != 1)
+      return {};
+    return std::pair(concat.inputs[0], concat.inputs[1]);
+  }
+
+  std::optional<Rope> of_halves(const Node& node) const {
+    const auto both = sides(node.outputs[0]);
+    std::vector<Term> left, right;
+    if (!both || !terms(both->first, 1, left) || !terms(both->second, 1, right) || left.size() != 2 || right.size() != 2) return {};
+    for (auto* side : {&left, &right})
+      if (!(*side)[0].half.first) std::swap((*side)[0], (*side)[1]);
+    const Half x0 = left[0].half, x1 = left[1].half;
+    if (!x0.first || x1.first || x0.pairs != x1.pairs || right[0].half != x0 || right[1].half != x1) return {};
+    if (left[0].sign != 1 || left[1].sign != -1 || right[0].sign != 1 || right[1].sign != 1) return {};
+    const Rope rope{x0.pairs, left[0].factor, left[1].factor};
+    if (rope.cos < 0 || rope.sin < 0 || right[1].factor != rope.cos || right[0].factor != rope.sin || !fits(rope, 2)) return {};
+    return rope;
+  }
+
+  std::optional<Rope> of_turned(const Node& node) const {
+    for (int i : {0, 1}) {
+      const Node &plain = by(uncast(node.inputs[i])), &turned = by(uncast(node.inputs[1 - i]));
+      if (!is(plain, "mul") || !is(turned, "mul")) continue;
+      for (int k : {0, 1}) {
+        const auto both = sides(uncast(turned.inputs[k]));
+        std::vector<Term> left, right;
+        if (!both || !terms(both->first, 1, left) || !terms(both->second, 1, right) || left.size() != 1 || right.size() != 1) continue;
+        const Half x1 = left[0].half, x0 = right[0].half;
+        if (left[0].factor >= 0 || right[0].factor >= 0 || left[0].sign != -1 || right[0].sign != 1) continue;
+        if (x1.first || !x0.first || x0.pairs != x1.pairs) continue;
+        for (int j : {0, 1}) {
+          const Rope rope{x0.pairs, plain.inputs[1 - j], turned.inputs[1 - k]};
+          if (is_whole(uncast(plain.inputs[j]), x0.pairs) && fits(rope, 1)) return rope;
+        }
+      }
+    }
+    return {};
+  }
+
+  // `id` is what `pairs` is without the last split.
+  bool is_whole(ValueId id, ValueId pairs) const {
+    const Node& split = by(pairs);
+    Ints sizes = split.attrs.ints("sizes");
+    const ValueId source = uncast(split.inputs[0]);
+    if (sizes.size() == 2) return id == source;
+    sizes.pop_back();
+    sizes.back() *= 2;
+    const Node& whole = by(id);
+    return is(whole, "split_dim") && whole.attrs.integer("dim") == split.attrs.integer("dim") && whole.attrs.ints("sizes") == sizes &&
+           uncast(whole.inputs[0]) == source;
+  }
+
+  // The angles broadcast over the value, and have their own number along the last dimension.
+  bool fits(const Rope& rope, std::int64_t each) const {
+    Shape full = shape(rope.pairs);
+    full.pop_back();
+    if (each == 1) full.back() *= 2;
+    if (graph_.type(rope.cos) != graph_.type(rope.sin)) return false;
+    const Shape& angles = shape(rope.cos);
+    if (angles.empty() || angles.size() > full.size() || angles.back() != full.back()) return false;
+    for (std::size_t d = 0; d + 1 < angles.size(); ++d)
+      if (const auto at = d + full.size() - angles.size(); angles[d] != 1 && angles[d] != full[at]) return false;
+    return true;
+  }
+
+  const Graph& graph_;
+};
+
+// Writes a rope as a step, in parts where its value is a concat: each part can then go on in the pass that makes it.
+class RopeWriter {
+ public:
+  RopeWriter(const Graph& graph, Graph& target, std::vector<ValueId>& map) : graph_(graph), g_(target), map_(map) {}
+
+  // `result` is the node's own value or a cast of it.
+  ValueId write(const Rope& rope, const Type& turned, const Type& result, const std::string& name) {
+    const Node& split = graph_.producer(rope.pairs);
+    Ints sizes = split.attrs.ints("sizes");
+    sizes.pop_back();
+    sizes.back() *= 2;
+    const auto rank = turned.shape.size();
+    const auto dim = split.attrs.integer("dim");
+    const auto part = [&](ValueId x, ValueId cos, ValueId sin) {
+      if (sizes.size() > 1) x = g_.add("split_dim", {x}, {{"dim", dim}, {"sizes", sizes}}, name);
+      const ValueId y = g_.add("pointwise", {as(x, turned.dtype), cos, sin}, {{"steps", std::string("rope")}}, name);
+      return as(y, result.dtype);
+    };
+    const auto angles = [&](ValueId id) { return widened(g_, map_[static_cast<std::size_t>(id)], rank); };
+    const ValueId cos = angles(rope.cos), sin = angles(rope.sin);
+    ValueId source = split.inputs[0];
+    while (is(graph_.producer(source), "cast") && is_working(graph_.type(source).dtype) && is_working(graph_.type(graph_.producer(source).inputs[0]).dtype))
+      source = graph_.producer(source).inputs[0];
+    const Node& concat = graph_.producer(source);
+    if (!is(concat, "concat") || concat.attrs.integer("dim") >= dim) return part(map_[static_cast<std::size_t>(source)], cos, sin);
+    const auto along = concat.attrs.integer("dim");
+    std::vector<ValueId> parts;
+    std::int64_t at = 0;
+    for (ValueId id : concat.inputs) {
+      const auto size = graph_.type(id).shape[static_cast<std::size_t>(along)];
+      const auto cut = [&](ValueId table) {
+        const auto d = static_cast<std::size_t>(along);
+        return g_.type(table).shape[d] == 1 ? table : part_of(g_, table, d, at, at + size);
+      };
+      parts.push_back(part(map_[static_cast<std::size_t>(id)], cut(cos), cut(sin)));
+      at += size;
+    }
+    return g_.add("concat", parts, {{"dim", along}}, name);
+  }
+
+ private:
+  ValueId as(ValueId x, DType dtype) {
+    return g_.type(x).dtype == dtype ? x : g_.add("cast", {x}, {{"dtype", std::string(name_of(dtype))}}, g_.producer(x).name);
+  }
+
+  const Graph& graph_;
+  Graph& g_;
+  std::vector<ValueId>& map_;
+};
+
+}  // namespace
+
+std::optional<Graph> find_ropes(const Graph& graph) {
+  const Ropes ropes(graph);
+  const auto uses = graph.use_counts();
+  std::map<ValueId, Rope> found;  // by the value that turned
+  for (const auto& node : graph.nodes())
+    if (const auto rope = ropes.at(node)) found[node.outputs[0]] = *rope;
+  if (found.empty()) return {};
+  Rewriter rewriter(graph);
+  RopeWriter writer(graph, rewriter.target, rewriter.map);
+  for (const auto& node : graph.nodes()) {
+    const auto turned = is(node, "cast") ? found.find(node.inputs[0]) : found.find(node.outputs[0]);
+    const bool cast = is(node, "cast") && turned != found.end() && uses[static_cast<std::size_t>(node.inputs[0])] == 1;
+    if (turned == found.end() || (is(node, "cast") && !cast)) {
+      rewriter.keep(node);
+      continue;
+    }
+    const Type &own = graph.type(turned->first), &result = graph.type(node.outputs[0]);
+    rewriter.map[static_cast<std::size_t>(node.outputs[0])] = writer.write(turned->second, own, result, node.name);
+  }
+  return rewriter.finish();
+}
+
+std::optional<Graph> own_casts(const Graph& graph) {
+  const auto uses = graph.use_counts();
+  const auto is_shared = [&](ValueId id) {
+    return uses[static_cast<std::size_t>(id)] > 1 && widened_from(graph, id) != id;
+  };
+  bool changed = false;
+  Rewriter rewriter(graph);
+  Graph& g = rewriter.target;
+  for (const auto& node : graph.nodes()) {
+    std::vector<ValueId> inputs = rewriter.mapped(node.inputs);
+    bool any = false;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (!is_shared(node.inputs[i])) continue;
+      const Node& cast = graph.producer(node.inputs[i]);
+      inputs[i] = g.add_node(*cast.op, rewriter.mapped(cast.inputs), cast.attrs, cast.name)[0];
+      any = changed = true;
+    }
+    if (!any) {
+      rewriter.keep(node);
+      continue;
+    }
+    const auto outputs = g.add_node(*node.op, inputs, node.attrs, node.name);
+    for (std::size_t i = 0; i < outputs.size(); ++i) rewriter.map[static_cast<std::size_t>(node.outputs[i])] = outputs[i];
+  }
+  if (!changed) return {};
+  return rewriter.finish();
+}
+
+}  // namespace comfytp::graph
