@@ -195,6 +195,14 @@ const Case kCases[] = {
        %9 = pointwise(%6, %2, %7, %6) {steps="bias,add,mul", channel=1})",
      {1, 3, 2},
      {12, 20, 22, 20, 45, 48}},
+    {"PointwiseTurns",
+     R"(
+       %5 = constant() {shape=[1,1,1], values=[2.0], dtype="f32"}
+       %6 = constant() {shape=[1,1,1], values=[3.0], dtype="f32"}
+       %7 = constant() {shape=[1,2,2], values=[1.0,2.0,3.0,4.0], dtype="f32"}
+       %9 = pointwise(%7, %5, %6) {steps="rope"})",
+     {1, 2, 2},
+     {-4, 7, -6, 17}},
     {"FusedNorm",
      R"(
        %5 = constant() {shape=[2,1], values=[0.0,-3.0], dtype="f32"}

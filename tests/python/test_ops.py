@@ -73,6 +73,10 @@ CASES = {
     "pointwise": Case(
         "pointwise", [r(2, 8, 5, 3), r(8), r(2, 8, 1, 1), r(2, 8, 5, 3)], lambda x, b, e, s: F.silu(x + b[:, None, None]) * (1 + e) + s,
         {"steps": "bias,silu,add_one_mul,add", "channel": 1}),
+    "pointwise that turns": Case(
+        "pointwise", [r(2, 5, 8), r(1, 5, 4), r(1, 5, 4)],
+        lambda x, c, s: torch.stack([x[..., ::2] * c - x[..., 1::2] * s, x[..., 1::2] * c + x[..., ::2] * s], -1).flatten(-2),
+        {"steps": "rope"}),
     "fused_norm": Case(
         "fused_norm", [r(2, 5, 24), r(24), r(24), r(2, 1, 24), r(2, 1, 24)], lambda x, w, b, s, t: F.layer_norm(x, [24], w, b, 1e-5) * (1 + s) + t,
         {"pre": "", "norm": "layer_norm", "epsilon": 1e-5, "affine": "weight,bias", "post": "add_one_mul,add"}),

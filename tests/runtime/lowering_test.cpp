@@ -91,6 +91,20 @@ TEST(Lowering, ElementwiseOpsOverwriteTheirInputWhereItDies) {
   EXPECT_EQ(Lowered(g).program.arena_bytes, 64 * 64 * 4 + runtime::kAlignment) << "one buffer and a workspace";
 }
 
+TEST(Lowering, PartsOfTheOutermostDimensionLieWhereTheWholeDoes) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.unary("sin", b.input("x", {1, 128, 64}, DType::f32));
+  const auto part = [&](std::int64_t start, std::int64_t stop) {
+    return g.add("slice", {x}, {{"dim", std::int64_t{1}}, {"start", start}, {"stop", stop}});
+  };
+  g.add_output("y", b.concat({b.unary("silu", part(32, 128)), b.unary("tanh", part(0, 32))}, 1));
+  const Lowered l(g);
+  ASSERT_EQ(l.program.step.size(), 3u) << "neither slices nor a concat";
+  EXPECT_EQ(l.program.step[1].in[0].offset, l.program.step[0].out[0].offset + 32 * 64 * 4);
+  EXPECT_EQ(l.program.step[2].out[0].offset, l.program.step[1].out[0].offset + 96 * 64 * 4);
+}
+
 TEST(Lowering, AValueThatIsNeededLaterIsNotOverwritten) {
   Graph g;
   Builder b(g, DType::f32);

@@ -75,6 +75,7 @@ inline std::vector<OpCase> op_cases() {
   cases.push_back({"group_norm", {{"groups", 2}, {"epsilon", 1e-5}, {"activation", text("silu")}}, {f({3, 6, 7}), f({6}), f({6})}});
   cases.push_back({"layer_norm", {{"epsilon", 1e-5}}, {f({3, 5, 9}), f({9}), f({9})}});
   cases.push_back({"pointwise", {{"steps", text("bias,add,gelu")}, {"channel", 1}}, {f({2, 5, 4}), f({5}), f({2, 5, 1})}});
+  cases.push_back({"pointwise", {{"steps", text("rope,add")}, {"dtype", text("f32")}}, {f({2, 5, 4}), f({1, 5, 2}), f({1, 5, 2}), f({2, 5, 4})}});
   cases.push_back({"fused_norm",
                    {{"pre", text("add")}, {"norm", text("layer_norm")}, {"epsilon", 1e-5}, {"affine", text("weight")}, {"post", text("mul")}},
                    {f({2, 5, 6}), f({2, 5, 6}), f({6}), f({2, 1, 6})}});
