@@ -14,9 +14,9 @@ import collections
 import datetime
 import gc
 import json
-import statistics
 
 import diffusers
+import gpu_unet
 import torch
 import torch.nn.functional as F
 from configs import SDXL
@@ -113,20 +113,10 @@ def randomise(module):
 
 
 def milliseconds(call, runs):
-    for _ in range(2):
-        call()
-    if DEVICE == "cpu":
-        return 0.0
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(runs):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
+    if DEVICE == "cuda":
+        return gpu_unet.milliseconds(call, runs)
+    call()
+    return 0.0
 
 
 # ---- the floor
@@ -307,11 +297,9 @@ def sdxl(options):
         return_dict=False,
     )
     row = dict(model="sdxl", **measure(module, call, half, options))
-    sizes = module.add_time_proj(call["added_cond_kwargs"]["time_ids"].flatten()).reshape(2, -1)
-    y = torch.cat([call["added_cond_kwargs"]["text_embeds"], sizes.half()], dim=-1)
     weights = {key: tensor.cpu() for key, tensor in module.state_dict().items()}
     built = comfytp.Denoiser(weights, options.device, compute="f16", head_dim=64)
-    arguments = (call["sample"], call["timestep"], call["encoder_hidden_states"], y)
+    arguments = (call["sample"], call["timestep"], call["encoder_hidden_states"], gpu_unet.label_of(module, call))
     row["built_difference"] = difference(built(*arguments), module(**call))
     row["built_ms"] = milliseconds(lambda: built(*arguments), options.runs)
     built.unload()

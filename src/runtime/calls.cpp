@@ -200,10 +200,11 @@ bool Calls::run(Compiled& compiled, const Residency& residency, const Tensors& i
   call.prompt = find_prompt(call);
   if (call.home && several) lay_relay(call);
   bool recorded = true;
+  const auto generation = residency.generation();
   for (std::size_t d = 0; d < team_->size(); ++d) {
     char* kept = static_cast<char*>(compiled.prompt_memory[d]);
     if (kept) kept += call.prompt.slot * compiled.programs[d].prologue_bytes;
-    call.executor(d).bind({residency.arena(d), kept, residency.generation()});
+    call.executor(d).bind({residency.arena(d), kept, generation});
     recorded = recorded && call.executor(d).recorded();
   }
   if (!recorded) team_->run([&](std::size_t d, backend::Device& device) { call.executor(d).record(device); });

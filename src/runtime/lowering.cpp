@@ -218,10 +218,7 @@ class Lowering {
       Value part = whole;
       part.type = value(node.inputs[i]).type;
       part.home.offset = offsets[i];
-      const Node copy{&graph::find_op("cast"), {{"dtype", std::string(name_of(type.dtype))}}, {}, {}, node.name};
-      Value source = value(node.inputs[i]);
-      source.type.dtype = source.stored;
-      assembly_.add(phase, kernel(copy, {source}, {part}));
+      copy(value(node.inputs[i]), part, phase, node.name);
     }
     value(node.outputs[0]) = whole;
     return true;
@@ -261,15 +258,17 @@ class Lowering {
     const auto known = copies_.find({id, order});
     if (!is_stored && known != copies_.end()) return known->second;
     const Phase phase = is_stored ? reader : v.phase;
-    const Node node{&graph::find_op("cast"), {{"dtype", std::string(name_of(v.type.dtype))}}, {}, {}, program_.graph.producer(id).name};
-    Value copy = fresh(v.type, order, phase);
-    if (numel(v.type.shape) > 0) {
-      Value source = v;
-      source.type.dtype = v.stored;
-      assembly_.add(phase, kernel(node, {source}, {copy}));
-    }
-    if (!is_stored) copies_[{id, order}] = copy;
-    return copy;
+    const Value wanted = fresh(v.type, order, phase);
+    if (numel(v.type.shape) > 0) copy(v, wanted, phase, program_.graph.producer(id).name);
+    if (!is_stored) copies_[{id, order}] = wanted;
+    return wanted;
+  }
+
+  // Into another place, order or dtype.
+  void copy(Value from, const Value& to, Phase phase, const std::string& name) {
+    const Node node{&graph::find_op("cast"), {{"dtype", std::string(name_of(to.type.dtype))}}, {}, {}, name};
+    from.type.dtype = from.stored;
+    assembly_.add(phase, kernel(node, {from}, {to}));
   }
 
   PendingLaunch kernel(const Node& node, const std::vector<Value>& in, const std::vector<Value>& out) {

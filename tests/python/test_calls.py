@@ -1,5 +1,6 @@
 """Calls run beside other Python threads, end when they are told to, and leave the engine usable."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -76,52 +77,48 @@ def codes(frame):
         frame = frame.f_back
 
 
-def test_ctrl_c_ends_a_call(long_call):
-    engine, x = long_call
+def wait_until_running(thread):
+    while comfytp.Engine.run.__code__ not in codes(sys._current_frames()[thread]):
+        threading.Event().wait(0.001)
+
+
+@contextlib.contextmanager
+def ctrl_c_when_running():
+    """Ctrl-C as soon as the main thread is within a call."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
-    main = threading.main_thread().ident
 
     def interrupt():
-        while comfytp.Engine.run.__code__ not in codes(sys._current_frames()[main]):
-            threading.Event().wait(0.001)
+        wait_until_running(threading.main_thread().ident)
         os.kill(os.getpid(), signal.SIGINT)
 
     sender = threading.Thread(target=interrupt)
     sender.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            engine(x=x)
+        yield
     finally:
         sender.join()
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_call(long_call):
+    engine, x = long_call
+    with ctrl_c_when_running(), pytest.raises(KeyboardInterrupt):
+        engine(x=x)
     assert engine.stats()["calls"] >= 1
 
 
 def test_ctrl_c_of_a_call_that_waits_for_its_turn_lets_the_other_run(long_call):
     engine, x = long_call
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     calls = engine.stats()["calls"]
     caller = Caller(engine, x)
-    main = threading.main_thread().ident
-
-    def interrupt():
-        while comfytp.Engine.run.__code__ not in codes(sys._current_frames()[main]):
-            threading.Event().wait(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    sender = threading.Thread(target=interrupt)
     try:
-        while comfytp.Engine.run.__code__ not in codes(sys._current_frames()[caller.ident]):
-            threading.Event().wait(0.001)
+        wait_until_running(caller.ident)
         threading.Event().wait(0.05)  # it has its turn
-        sender.start()
-        with pytest.raises(KeyboardInterrupt):
+        with ctrl_c_when_running(), pytest.raises(KeyboardInterrupt):
             engine(x=x)
         assert caller.is_alive(), "nor is it waited for"
     finally:
-        sender.join()
         caller.join()
-        signal.signal(signal.SIGINT, before)
     assert isinstance(caller.outcome, dict) and engine.stats()["calls"] == calls + 1
 
 

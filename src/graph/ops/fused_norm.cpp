@@ -36,8 +36,8 @@ class FusedNorm final : public Op {
     next = check_steps(name(), a.text("post"), in, next, x, last);
     require(next == in.size(), "[fused_norm] expected {} inputs but got {}", next, in.size());
     std::vector<Type> out, types(in.begin(), in.end());
-    if (!a.text("pre").empty() && a.integer_or("alone", 0) == 0) out.push_back({dtype_of(a, "y_dtype", x), x.shape});
-    out.push_back({dtype_of(a, "dtype", x), x.shape});
+    if (!a.text("pre").empty() && a.integer_or("alone", 0) == 0) out.push_back({dtype_or(a, "y_dtype", x.dtype), x.shape});
+    out.push_back({dtype_or(a, "dtype", x.dtype), x.shape});
     types.insert(types.end(), out.begin(), out.end());
     check_dtypes(name(), types);
     return out;
@@ -76,11 +76,6 @@ class FusedNorm final : public Op {
     steps_reference(a.text("post"), in.subspan(next), last, z[0]);
     if (out.size() == 2) out[0] = std::move(y);
     out.back() = std::move(z[0]);
-  }
-
- private:
-  static DType dtype_of(const Attrs& a, const char* attribute, const Type& x) {
-    return a.has(attribute) ? dtype_from_name(a.text(attribute)) : x.dtype;
   }
 };
 COMFYTP_OP(FusedNorm)

@@ -16,7 +16,7 @@ class Pointwise final : public Op {
     require(is_float(in[0].dtype), "[pointwise] expected a float x but got {}", to_string(in[0]));
     const auto next = check_steps(name(), a.text("steps"), in, 1, in[0], channel_of(a));
     require(next == in.size(), "[pointwise] expected {} inputs but got {}", next, in.size());
-    const Type y{dtype_from_name(a.text_or("dtype", std::string(name_of(in[0].dtype)))), in[0].shape};
+    const Type y{dtype_or(a, "dtype", in[0].dtype), in[0].shape};
     std::vector<Type> types(in.begin(), in.end());
     types.push_back(y);
     check_dtypes(name(), types);

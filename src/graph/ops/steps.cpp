@@ -62,6 +62,10 @@ std::size_t operand_count(std::string_view list) {
   return count;
 }
 
+DType dtype_or(const Attrs& attrs, std::string_view attribute, DType value) {
+  return attrs.has(attribute) ? dtype_from_name(attrs.text(attribute)) : value;
+}
+
 void check_dtypes(std::string_view op, std::span<const Type> types) {
   DType narrow = DType::f32;
   for (const auto& type : types) {

@@ -28,6 +28,8 @@ bool is_activation(std::string_view step);
 /// How many all steps take.
 std::size_t operand_count(std::string_view list);
 
+/// What an op's attribute says of a result's dtype, or else its value's.
+DType dtype_or(const Attrs& attrs, std::string_view attribute, DType value);
 /// Throws Error unless the types are of one dtype, or of f32 and one narrower.
 void check_dtypes(std::string_view op, std::span<const Type> types);
 /// Throws Error unless in[first], … are the operands of a chain on `x`, whatever their dtypes. Returns the first input behind them.

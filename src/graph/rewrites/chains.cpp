@@ -64,6 +64,14 @@ ValueId widened_from(const Graph& graph, ValueId id) {
   return from == DType::f16 || from == DType::bf16 ? cast.inputs[0] : id;
 }
 
+ValueId uncast(const Graph& graph, ValueId id) {
+  for (;;) {
+    const Node& cast = graph.producer(id);
+    if (!is(cast, "cast") || !is_working(graph.type(id).dtype) || !is_working(graph.type(cast.inputs[0]).dtype)) return id;
+    id = cast.inputs[0];
+  }
+}
+
 bool is_view(const Node& node) { return is(node, "transpose") || is(node, "split_dim") || is(node, "merge_dims"); }
 
 std::optional<Attrs> view_of_operand(const Node& view, const Shape& full, const Shape& operand) {
@@ -137,6 +145,11 @@ ValueId flat(Graph& g, ValueId operand, std::size_t channel) {
   Attrs attrs = node.attrs;
   for (const char* name : {"full", "offset", "shape"}) attrs.set(name, Ints{attrs.ints(name)[channel]});
   return g.add("weight", {}, attrs, node.name);
+}
+
+ValueId as_dtype(Graph& g, ValueId operand, DType dtype) {
+  if (g.type(operand).dtype == dtype) return operand;
+  return g.add("cast", {operand}, {{"dtype", std::string(name_of(dtype))}}, g.producer(operand).name);
 }
 
 ValueId widened(Graph& g, ValueId operand, std::size_t rank) {

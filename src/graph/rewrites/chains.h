@@ -77,6 +77,8 @@ ValueId behind_one_plus(const Graph& graph, ValueId id);
 bool is_working(DType dtype);
 /// What was widened to f32 to give the value, or the value itself.
 ValueId widened_from(const Graph& graph, ValueId id);
+/// What the value was before any casts between working dtypes.
+ValueId uncast(const Graph& graph, ValueId id);
 /// transpose, split_dim, merge_dims.
 bool is_view(const Node& node);
 /// The attributes with which a view of a value of shape `full` is applied to an operand that broadcasts to it; nothing where
@@ -90,6 +92,8 @@ std::optional<Step> step_of(const Graph& graph, int node, ValueId value, std::op
 
 /// A per-channel operand as a plain [c]; `channel` is the dimension of the operand's own.
 ValueId flat(Graph& g, ValueId operand, std::size_t channel);
+/// The operand, or a cast of it.
+ValueId as_dtype(Graph& g, ValueId operand, DType dtype);
 /// With dimensions of size 1 in front.
 ValueId widened(Graph& g, ValueId operand, std::size_t rank);
 

@@ -12,6 +12,11 @@ namespace {
 
 constexpr std::int64_t kFewRows = 32;  // of a linear whose result is nothing next to its weight
 
+bool has_few_rows(const Graph& graph, ValueId id) {
+  const Shape& shape = graph.type(id).shape;
+  return numel(Shape(shape.begin(), shape.end() - 1)) <= kFewRows;
+}
+
 bool only_bias(const Chain& chain) {
   return chain.norm < 0 && chain.views.empty() && chain.pre.size() == 1 && chain.pre[0].name == "bias" && chain.pre[0].from == chain.start;
 }
@@ -156,7 +161,7 @@ class Finder {
     const auto own = [&](int reader) { return reader == i || reader == cast; };
     const bool alone = std::all_of(by.begin(), by.end(), own);
     const bool joins = chain && chain->norm < 0 && chain->channel.value_or(last) == last && varies(chain->last_node()) == varies(i) &&
-                       (steps_in_epilogue(graph_, *chain) < chain->pre.size() || (alone && !has_few_rows(chain->start))) &&
+                       (steps_in_epilogue(graph_, *chain) < chain->pre.size() || (alone && !has_few_rows(graph_, chain->start))) &&
                        (cast < 0 || chain->pre.size() < kMostSteps) &&
                        std::all_of(by.begin(), by.end(), [&](int reader) { return own(reader) || reader < 0 || reader >= i; });
     if (joins) {
@@ -170,11 +175,6 @@ class Finder {
     }
     chain->norm = i;
     move(*chain, norm.outputs[0]);
-  }
-
-  bool has_few_rows(ValueId id) const {
-    const Shape& shape = graph_.type(id).shape;
-    return numel(Shape(shape.begin(), shape.end() - 1)) <= kFewRows;
   }
 
   bool activates_norm(int i) {
@@ -346,8 +346,7 @@ class Finder {
 std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain) {
   const Node& linear = graph.producer(chain.start);
   if (!is(linear, "linear") || chain.pre.empty() || !chain.owns_start) return 0;
-  const Shape& shape = graph.type(chain.start).shape;
-  if (numel(Shape(shape.begin(), shape.end() - 1)) > kFewRows)
+  if (!has_few_rows(graph, chain.start))
     return chain.norm < 0 && chain.pre.size() == 1 && chain.pre[0].name == "bias" ? 1 : 0;
   const auto stays = [](const Step& step) {
     return step.views == 0 && (step.name == "bias" || step.name == "silu" || step.name == "gelu");

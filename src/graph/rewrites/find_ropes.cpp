@@ -41,10 +41,7 @@ class Ropes {
  private:
   const Node& by(ValueId id) const { return graph_.producer(id); }
   const Shape& shape(ValueId id) const { return graph_.type(id).shape; }
-  ValueId uncast(ValueId id) const {
-    while (is(by(id), "cast") && is_working(graph_.type(id).dtype) && is_working(graph_.type(by(id).inputs[0]).dtype)) id = by(id).inputs[0];
-    return id;
-  }
+  ValueId uncast(ValueId id) const { return comfytp::graph::uncast(graph_, id); }
 
   // The views with a last dimension of size 1 more or less, and casts.
   ValueId bare(ValueId id) const {
@@ -186,14 +183,12 @@ class RopeWriter {
     const auto dim = split.attrs.integer("dim");
     const auto part = [&](ValueId x, ValueId cos, ValueId sin) {
       if (sizes.size() > 1) x = g_.add("split_dim", {x}, {{"dim", dim}, {"sizes", sizes}}, name);
-      const ValueId y = g_.add("pointwise", {as(x, turned.dtype), cos, sin}, {{"steps", std::string("rope")}}, name);
-      return as(y, result.dtype);
+      const ValueId y = g_.add("pointwise", {as_dtype(g_, x, turned.dtype), cos, sin}, {{"steps", std::string("rope")}}, name);
+      return as_dtype(g_, y, result.dtype);
     };
     const auto angles = [&](ValueId id) { return widened(g_, map_[static_cast<std::size_t>(id)], rank); };
     const ValueId cos = angles(rope.cos), sin = angles(rope.sin);
-    ValueId source = split.inputs[0];
-    while (is(graph_.producer(source), "cast") && is_working(graph_.type(source).dtype) && is_working(graph_.type(graph_.producer(source).inputs[0]).dtype))
-      source = graph_.producer(source).inputs[0];
+    const ValueId source = uncast(graph_, split.inputs[0]);
     const Node& concat = graph_.producer(source);
     if (!is(concat, "concat") || concat.attrs.integer("dim") >= dim) return part(map_[static_cast<std::size_t>(source)], cos, sin);
     const auto along = concat.attrs.integer("dim");
@@ -212,10 +207,6 @@ class RopeWriter {
   }
 
  private:
-  ValueId as(ValueId x, DType dtype) {
-    return g_.type(x).dtype == dtype ? x : g_.add("cast", {x}, {{"dtype", std::string(name_of(dtype))}}, g_.producer(x).name);
-  }
-
   const Graph& graph_;
   Graph& g_;
   std::vector<ValueId>& map_;
@@ -242,34 +233,6 @@ std::optional<Graph> find_ropes(const Graph& graph) {
     const Type &own = graph.type(turned->first), &result = graph.type(node.outputs[0]);
     rewriter.map[static_cast<std::size_t>(node.outputs[0])] = writer.write(turned->second, own, result, node.name);
   }
-  return rewriter.finish();
-}
-
-std::optional<Graph> own_casts(const Graph& graph) {
-  const auto uses = graph.use_counts();
-  const auto is_shared = [&](ValueId id) {
-    return uses[static_cast<std::size_t>(id)] > 1 && widened_from(graph, id) != id;
-  };
-  bool changed = false;
-  Rewriter rewriter(graph);
-  Graph& g = rewriter.target;
-  for (const auto& node : graph.nodes()) {
-    std::vector<ValueId> inputs = rewriter.mapped(node.inputs);
-    bool any = false;
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      if (!is_shared(node.inputs[i])) continue;
-      const Node& cast = graph.producer(node.inputs[i]);
-      inputs[i] = g.add_node(*cast.op, rewriter.mapped(cast.inputs), cast.attrs, cast.name)[0];
-      any = changed = true;
-    }
-    if (!any) {
-      rewriter.keep(node);
-      continue;
-    }
-    const auto outputs = g.add_node(*node.op, inputs, node.attrs, node.name);
-    for (std::size_t i = 0; i < outputs.size(); ++i) rewriter.map[static_cast<std::size_t>(node.outputs[i])] = outputs[i];
-  }
-  if (!changed) return {};
   return rewriter.finish();
 }
 

@@ -47,11 +47,7 @@ class PassWriter {
       epilogues_[chain.pre[early - 1].node] = {&chain, early};
     }
     // A step that stands alone between light nodes is best as it is, and so is a norm.
-    const auto casts = [](const std::vector<Step>& steps, std::size_t from) {
-      const auto first = steps.begin() + static_cast<std::ptrdiff_t>(from);
-      return static_cast<std::size_t>(std::count_if(first, steps.end(), [](const Step& s) { return s.name == "cast"; }));
-    };
-    const auto real = late - casts(chain.pre, early);
+    const auto real = std::count_if(chain.pre.begin() + static_cast<std::ptrdiff_t>(early), chain.pre.end(), [](const Step& s) { return s.name != "cast"; });
     if (chain.norm >= 0 ? late + chain.post.size() == 0 && chain.start == chain.normed
                         : real == 0 || (late == 1 && !is_heavy(graph_, chain.start) && chain.start == chain.pre[0].from)) return;
     for (std::size_t s = early; s < chain.pre.size(); ++s) done_.insert(chain.pre[s].node);
