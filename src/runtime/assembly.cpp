@@ -64,14 +64,15 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   std::vector<PendingLaunch> hoisted;
   for (auto i : order) hoisted.push_back(std::move(launches[i]));
   launches = std::move(hoisted);
-  std::map<int, std::size_t> pending;  // by the block that it fills
+  std::map<int, std::vector<std::size_t>> pending;  // by the memory that they fill, which may have other names
   for (std::size_t i = 0; i < launches.size(); ++i) {
+    auto& after = launches[i].after;
     for (const auto& home : launches[i].in)
-      if (const auto found = pending.find(home.block); home.block >= 0 && found != pending.end()) {
-        launches[i].after.push_back(found->second);
+      if (const auto found = home.block < 0 ? pending.end() : pending.find(root(home.block)); found != pending.end()) {
+        after.insert(after.end(), found->second.begin(), found->second.end());
         pending.erase(found);
       }
-    if (launches[i].aside && launches[i].out[0].block >= 0) pending[launches[i].out[0].block] = i;
+    if (launches[i].aside && launches[i].out[0].block >= 0) pending[root(launches[i].out[0].block)].push_back(i);
   }
 }
 

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "backend/host_device.h"
 #include "graph/rewrites.h"
 #include "harness.h"
@@ -283,6 +285,38 @@ TEST_P(Hoisting, FetchesNoMoreThanAChunkAhead) {
     EXPECT_EQ(waiting, 0) << "every fetch has a reader that waits for it";
   }
   EXPECT_GT(read, 0u);
+}
+
+// A concat takes what was fetched under another name: whoever reads it waits all the same.
+TEST(Lowering, WaitsForWhatIsFetchedIntoAConcat) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {8, 64}, DType::f32);
+  auto parts = b.linear(x, b.weight("linear", {64, 64}), "linear");
+  for (const char* key : {"first", "second", "third"}) parts = b.concat({b.merge_dims(b.weight(key, {4, 2, 64}), 0, 2), parts}, 0);
+  g.add_output("y", b.unary("sin", b.unary("tanh", parts)));
+  const auto local = sharding::partition(g, sharding::Mesh::parse("batch=2"), {}, sharding::Placement::gathered);
+  std::size_t fetched = 0;
+  for (const auto& graph : local.devices) {
+    Watch watch;
+    watch.like_a_gpu = true;
+    ReferenceDevice device{{"cpu", 0, 0}, watch};
+    runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
+    const auto program = runtime::lower(graph, device, store);
+    for (const auto* launches : {&program.prologue, &program.step}) {
+      std::set<std::size_t> coming;
+      for (std::size_t i = 0; i < launches->size(); ++i) {
+        const auto& launch = launches->at(i);
+        for (auto fetch : launch.after) coming.erase(fetch);
+        const bool fills = launch.aside && launch.out[0].memory == runtime::Place::Memory::arena;
+        if (fills) coming.insert(i), ++fetched;
+        if (launch.label.starts_with("tanh")) {
+          EXPECT_TRUE(coming.empty()) << launch.label;
+        }
+      }
+    }
+  }
+  EXPECT_GT(fetched, 1u);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Hoisting, testing::Values("patch=2", "batch=2", "patch=3", "patch=2:1"));
