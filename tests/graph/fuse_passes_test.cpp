@@ -249,6 +249,44 @@ TEST_F(FusePasses, MovesNothingFromThePrologueIntoTheCall) {
     }
 }
 
+// Beside a narrower dtype.
+struct FuseMixed : FusePasses {
+  ValueId narrow = b.input("narrow", {2, 20, 6}, DType::bf16);
+  ValueId wide(ValueId in) { return b.cast(in, DType::f32); }
+  ValueId narrowed(ValueId in) { return b.cast(in, DType::bf16); }
+};
+
+TEST_F(FuseMixed, KeepsANormsStartUntilItsReadersHaveIt) {
+  const auto h = b.add(narrow, b.input("other", {2, 20, 6}, DType::bf16));
+  const auto normed = plain_norm(wide(h));
+  g.add_output("r", b.unary("tanh", h));
+  g.add_output("n", narrowed(normed));
+  fused(g);
+}
+
+TEST_F(FuseMixed, WritesACastThatANormAndOthersRead) {
+  const auto rows = b.input("rows", {4, 6}, DType::f32);
+  const auto h = narrowed(linear(rows, 6, "few"));
+  g.add_output("n", b.layer_norm(h, b.cast(vector("w"), DType::bf16), b.cast(vector("v"), DType::bf16), 1e-5));
+  g.add_output("r", b.unary("tanh", h));
+  fused(g);
+}
+
+TEST_F(FuseMixed, AddsABiasOfTheLinearsDtype) {
+  const auto shift = b.input("shift", {1, 6}, DType::bf16);
+  g.add_output("few", b.add(plain(b.input("rows", {4, 6}, DType::f32), 6, "few"), wide(shift)));
+  g.add_output("many", b.add(plain(x, 6, "many"), wide(shift)));
+  g.add_output("gated", b.mul(plain(x, 6, "value"), b.unary("gelu", b.add(plain(x, 6, "gate"), wide(shift)))));
+  fused(g);
+}
+
+TEST_F(FuseMixed, RoundsNothingThatTheGraphKeepsWide) {
+  Graph after;
+  g.add_output("y", narrowed(plain_norm(b.add(plain(x, 6, "a"), b.input("residual", {2, 20, 6}, DType::f32)))));
+  fused(g, &after);
+  for (const auto* node : after.all("fused_norm")) EXPECT_EQ(after.type(node->outputs[0]).dtype, DType::f32) << to_text(after);
+}
+
 // Rotary positions: pairs of neighbours along the last dimension turn by angles.
 struct FuseRopes : FusePasses {
   ValueId cos = b.input("cos", {20, 6}, DType::f32), sin = b.input("sin", {20, 6}, DType::f32);
@@ -299,6 +337,10 @@ TEST_F(FuseRopes, TurnPartsOfAConcatOneByOne) {
 }
 
 TEST_F(FuseRopes, LeavesWhatOnlyLooksLikeOne) {
+  const auto [left, right] = halves(b.input("square", {2, 3, 3, 6}, DType::f32));  // other dimensions than the last opened and closed
+  const auto c = b.split_dim(b.input("column", {3}, DType::f32), 0, {3, 1});
+  g.add_output("rows", side_by_side(g.add("sub", {b.mul(left, b.split_dim(c, 1, {1, 1})), b.mul(right, b.split_dim(c, 1, {1, 1}))}),
+                                    b.add(b.mul(right, b.split_dim(c, 1, {1, 1})), b.mul(left, b.split_dim(c, 1, {1, 1})))));
   g.add_output("mirrored", turned(x, 1));
   g.add_output("swapped", [&] {
     const auto [x0, x1] = halves(x);

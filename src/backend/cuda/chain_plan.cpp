@@ -60,6 +60,7 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
     }
     steps.push_back(step);
   }
+  const bool halved = std::any_of(steps.begin(), steps.end(), [](const ChainStep& step) { return step.halved; });
   struct Dim {
     std::int64_t size;
     std::vector<std::int64_t> strides;
@@ -67,7 +68,7 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
   std::vector<Dim> dims;
   for (std::size_t i = 0; i < rank; ++i) {
     const auto d = static_cast<std::size_t>(x.order[i]);
-    const bool inner = rows && i + 1 == rank;
+    const bool inner = (rows || halved) && i + 1 == rank;  // half an index along it is none of a merged one
     if (x.type.shape[d] == 1 && !inner) continue;
     Dim dim{x.type.shape[d], {}};
     for (const auto& s : strides) dim.strides.push_back(s[d]);

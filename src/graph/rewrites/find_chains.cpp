@@ -113,7 +113,10 @@ class Finder {
   void pass_cast(int i) {
     const Node& cast = at(i);
     Chain* chain = open_at(cast.inputs[0], i);
-    if (chain && takes(*chain, graph_.type(cast.outputs[0]).dtype) && is_working(graph_.type(cast.inputs[0]).dtype) && chain->steps().size() < kMostSteps)
+    Step step;
+    step.node = i;
+    if (chain && takes(*chain, graph_.type(cast.outputs[0]).dtype) && is_working(graph_.type(cast.inputs[0]).dtype) &&
+        chain->steps().size() < kMostSteps && may_follow(*chain, step))
       add_cast(*chain, i);
   }
 
@@ -160,8 +163,12 @@ class Finder {
     const auto& by = readers_of(normed);
     const auto own = [&](int reader) { return reader == i || reader == cast; };
     const bool alone = std::all_of(by.begin(), by.end(), own);
+    const auto has_work = [&] {  // beside casts, and what stays in an epilogue
+      const auto early = static_cast<std::ptrdiff_t>(steps_in_epilogue(graph_, *chain));
+      return std::any_of(chain->pre.begin() + early, chain->pre.end(), [](const Step& step) { return step.name != "cast"; });
+    };
     const bool joins = chain && chain->norm < 0 && chain->channel.value_or(last) == last && varies(chain->last_node()) == varies(i) &&
-                       (steps_in_epilogue(graph_, *chain) < chain->pre.size() || (alone && !has_few_rows(graph_, chain->start))) &&
+                       (has_work() || (alone && !has_few_rows(graph_, chain->start))) &&
                        (cast < 0 || chain->pre.size() < kMostSteps) &&
                        std::all_of(by.begin(), by.end(), [&](int reader) { return own(reader) || reader < 0 || reader >= i; });
     if (joins) {

@@ -33,8 +33,8 @@ class Ropes {
 
   // For what is written as concat of both halves, each a sum of products, and for x * cos + (-x1, x0) * sin.
   std::optional<Rope> at(const Node& node) const {
-    if (is(node, "merge_dims")) return of_halves(node);
-    if (is(node, "add")) return of_turned(node);
+    auto rope = is(node, "merge_dims") ? of_halves(node) : is(node, "add") ? of_turned(node) : std::nullopt;
+    if (rope && shape(node.outputs[0]) == whole(rope->pairs) && agree(graph_.type(node.outputs[0]).dtype, graph_.type(rope->cos).dtype)) return rope;
     return {};
   }
 
@@ -43,12 +43,29 @@ class Ropes {
   const Shape& shape(ValueId id) const { return graph_.type(id).shape; }
   ValueId uncast(ValueId id) const { return comfytp::graph::uncast(graph_, id); }
 
+  // One dtype, or one of them is f32: what a step takes.
+  static bool agree(DType a, DType b) { return is_working(a) && is_working(b) && (a == b || a == DType::f32 || b == DType::f32); }
+
+  // The shape of what was split in pairs.
+  Shape whole(ValueId pairs) const {
+    Shape whole = shape(pairs);
+    whole.pop_back();
+    whole.back() *= 2;
+    return whole;
+  }
+
+  // A view with one more dimension, of size 1, behind the last.
+  bool opens(const Node& node) const {
+    return is(node, "split_dim") && node.attrs.ints("sizes").size() == 2 && node.attrs.ints("sizes")[1] == 1 &&
+           node.attrs.integer("dim") + 2 == static_cast<std::int64_t>(shape(node.outputs[0]).size());
+  }
+
   // The views with a last dimension of size 1 more or less, and casts.
   ValueId bare(ValueId id) const {
     for (;;) {
       id = uncast(id);
       const Node& node = by(id);
-      const bool adds = is(node, "split_dim") && node.attrs.ints("sizes").size() == 2 && node.attrs.ints("sizes")[1] == 1 && shape(id).back() == 1;
+      const bool adds = opens(node);
       const bool drops = is(node, "merge_dims") && node.attrs.integer("count") == 2 && shape(node.inputs[0]).back() == 1 &&
                          node.attrs.integer("dim") + 2 == static_cast<std::int64_t>(shape(node.inputs[0]).size());
       if (!adds && !drops) return id;
@@ -86,8 +103,17 @@ class Ropes {
     if (!is(node, "mul")) return false;
     for (int i : {0, 1})
       if (const auto part = half(node.inputs[i])) {
-        const ValueId factor = node.inputs[1 - i];
-        found.push_back({*part, shape(node.inputs[i]).back() == 1 ? bare(factor) : factor, sign});
+        // The angles are along what the half is along: it may have the pairs' last dimension, of size 1, or not.
+        ValueId factor = node.inputs[1 - i];
+        const auto rank = shape(part->pairs).size(), own = shape(node.inputs[i]).size();
+        if (own == rank) {
+          const Node& view = by(uncast(factor));
+          if (!opens(view)) return false;
+          factor = view.inputs[0];
+        } else if (own + 1 != rank) {
+          return false;
+        }
+        found.push_back({*part, factor, sign});
         return true;
       }
     return false;
@@ -154,9 +180,8 @@ class Ropes {
 
   // The angles broadcast over the value, and have their own number along the last dimension.
   bool fits(const Rope& rope, std::int64_t each) const {
-    Shape full = shape(rope.pairs);
-    full.pop_back();
-    if (each == 1) full.back() *= 2;
+    Shape full = whole(rope.pairs);
+    full.back() /= each;
     if (graph_.type(rope.cos) != graph_.type(rope.sin)) return false;
     const Shape& angles = shape(rope.cos);
     if (angles.empty() || angles.size() > full.size() || angles.back() != full.back()) return false;

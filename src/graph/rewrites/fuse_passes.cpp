@@ -72,7 +72,7 @@ class PassWriter {
     auto inputs = rewriter_.mapped(linear.inputs);
     std::vector<Step> steps(chain.pre.begin(), chain.pre.begin() + static_cast<std::ptrdiff_t>(count));
     for (const auto& step : steps)
-      if (step.operand >= 0) inputs.push_back(bias(step));
+      if (step.operand >= 0) inputs.push_back(as_dtype(g_, bias(step), graph_.type(chain.start).dtype));
     mapped(result) = g_.add("linear", inputs, {{"epilogue", list(Chain(), steps)}}, linear.name);
   }
 
@@ -148,7 +148,9 @@ class PassWriter {
                    {"post", list(chain, chain.post)}};
     set_dtype(attrs, "dtype", dtype_of(result));
     const auto& by = readers_[static_cast<std::size_t>(chain.normed)];
-    const bool alone = std::all_of(by.begin(), by.end(), [&](int reader) { return chain.reads_normed(reader); });
+    // What nobody wants passes through the result's memory in some kernels, so it must be of that dtype.
+    const bool alone = graph_.type(chain.normed).dtype == graph_.type(result).dtype &&
+                       std::all_of(by.begin(), by.end(), [&](int reader) { return chain.reads_normed(reader); });
     if (!attrs.text("pre").empty() && alone) attrs.set("alone", std::int64_t{1});
     if (!attrs.text("pre").empty() && !alone) set_dtype(attrs, "y_dtype", dtype_of(chain.normed));
     const auto outputs = g_.add_node(find_op("fused_norm"), inputs, attrs, norm.name);
@@ -162,7 +164,7 @@ class PassWriter {
     for (const auto& [bias, of] : {std::pair(gated.value_bias, "value"), std::pair(gated.gate_bias, "gate")}) {
       if (bias < 0) continue;
       biases.append(biases.empty() ? "" : ",").append(of);
-      inputs.push_back(vector(mapped(bias), graph_.type(bias).shape.size() - 1));
+      inputs.push_back(as_dtype(g_, vector(mapped(bias), graph_.type(bias).shape.size() - 1), graph_.type(gated.value).dtype));
     }
     mapped(result) = g_.add("glu", inputs, {{"activation", gated.activation}, {"biases", biases}}, name_of_heavy(gated.value));
   }
