@@ -35,6 +35,7 @@ std::int64_t traffic_bytes(const CollectiveCall& call) {
   const auto ranks = static_cast<std::int64_t>(a.ints("group").size());
   if (op == "all_reduce") return 2 * call.in.bytes() * (ranks - 1) / ranks;
   if (op == "reduce_scatter") return std::max((ranks - 1) * call.out.bytes(), call.in.bytes() - call.out.bytes());
+  if (op == "fetch_weight") return call.out.bytes() - call.in.bytes();
   if (op != "halo_exchange") return std::max((ranks - 1) * call.in.bytes(), call.out.bytes() - call.in.bytes());
   const auto dim = static_cast<std::size_t>(a.integer("dim"));
   const auto &bounds = a.ints("bounds"), &lo = a.ints("need_lo"), &hi = a.ints("need_hi");

@@ -1,4 +1,5 @@
 // What a program may rely on: places of values in use do not overlap, copies and casts stand where they must and nowhere else.
+#include "runtime/collectives.h"
 #include "runtime/lowering.h"
 
 #include <gtest/gtest.h>
@@ -221,6 +222,7 @@ TEST(Lowering, FetchesNothingThatItStores) {
   for (const auto& launch : l.program.step) {
     if (!launch.collective || !graph::is(*launch.collective->node, "fetch_weight")) continue;
     const bool here = launch.collective->in.numel() > 0;
+    EXPECT_EQ(runtime::traffic_bytes(*launch.collective), here ? 0 : launch.collective->out.bytes()) << launch.label;
     (here ? stored : fetched) += 1;
     EXPECT_EQ(launch.out[0].memory, here ? runtime::Place::Memory::weight : runtime::Place::Memory::arena) << launch.label;
     if (here) {
