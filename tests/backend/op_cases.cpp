@@ -341,7 +341,7 @@ void add_passes(std::vector<OpCase>& cases) {
                   glu("gate_biased", "gelu_tanh", "gate", {33}), glu("empty", "gelu", "value,gate", {0, 4}),
                   gated_linear("geglu", "gelu", "value,gate", {2, 21, 40}, 72), gated_linear("swiglu", "silu", "", {300, 72}, 136),
                   gated_linear("deep", "gelu_tanh", "gate", {17, 776}, 200), gated_linear("odd", "sigmoid", "value", {3, 11, 13}, 7),
-                  gated_linear("few_rows", "gelu", "value,gate", {3, 24}, 16), gated_linear("no_rows", "silu", "", {0, 16}, 8)})
+                  gated_linear("few_rows", "gelu", "value,gate", {3, 248}, 264), gated_linear("no_rows", "silu", "", {0, 16}, 8)})
     cases.push_back(c);
 }
 
