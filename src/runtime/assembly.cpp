@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "runtime/memory_plan.h"
@@ -40,7 +41,8 @@ std::int64_t Assembly::offset_of(const Home& home) const {
 
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
 // fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as bytes and collectives
-// are counted, it is the same one on all devices.
+// are counted, it is the same one on all devices. The first reader of a chunk waits for all of it, since every wait between the queues costs
+// the device a gap; the first chunk is waited for weight by weight, with nothing to hide behind.
 void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   constexpr std::int64_t kChunks = 64, kMostBytes = std::int64_t{64} << 20;
   std::int64_t total = 0;
@@ -48,14 +50,16 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
     if (launch.aside) total += launch.collective->out.bytes();
   const auto chunk = std::min(total / kChunks, kMostBytes);
   std::vector<std::size_t> key(launches.size()), order(launches.size());
-  std::size_t previous = 0, current = 0;  // where the reading of a chunk begins
+  std::vector<std::size_t> chunk_of(launches.size());
+  std::size_t previous = 0, current = 0, chunks = 0;  // where the reading of a chunk begins
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     key[i] = order[i] = i;
     if (!launches[i].aside) continue;
-    if (bytes >= chunk) previous = current, current = i, bytes = 0;
+    if (bytes >= chunk) previous = current, current = i, bytes = 0, ++chunks;
     bytes += launches[i].collective->out.bytes();
     key[i] = previous;
+    chunk_of[i] = chunks;
   }
   // Of those at one place the fetch comes first: what stood there may be a fetch that has gone ahead itself.
   std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
@@ -65,14 +69,19 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   for (auto i : order) hoisted.push_back(std::move(launches[i]));
   launches = std::move(hoisted);
   std::map<int, std::vector<std::size_t>> pending;  // by the memory that they fill, which may have other names
+  std::set<std::size_t> awaited;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     auto& after = launches[i].after;
     for (const auto& home : launches[i].in)
       if (const auto found = home.block < 0 ? pending.end() : pending.find(root(home.block)); found != pending.end()) {
-        after.insert(after.end(), found->second.begin(), found->second.end());
+        for (auto fetch : found->second)
+          if (awaited.insert(fetch).second) after.push_back(fetch);
         pending.erase(found);
       }
-    if (launches[i].aside && launches[i].out[0].block >= 0) pending[root(launches[i].out[0].block)].push_back(i);
+    if (!launches[i].aside || launches[i].out[0].block < 0) continue;
+    auto last = i;  // of its chunk
+    while (chunk_of[order[i]] > 0 && last + 1 < launches.size() && launches[last + 1].aside && chunk_of[order[last + 1]] == chunk_of[order[i]]) ++last;
+    pending[root(launches[i].out[0].block)].push_back(last);
   }
 }
 

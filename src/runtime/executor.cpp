@@ -34,21 +34,25 @@ void Executor::record(backend::Device& device) {
   recorded_ = true;
 }
 
-// Every fork of the side queue is joined: by the reader of what was fetched, or at the end where it lies here already.
+// Neighbours aside leave the queue at one point and only what a launch waits for is marked: a wait between queues costs the device a gap. The
+// side queue is joined at the end for the sake of those that nobody reads here.
 void Executor::run(backend::Device& device, const std::vector<Launch>& launches, const Bound& bound, const Segment& segment) {
-  std::map<std::size_t, std::size_t> tickets;
+  std::map<std::size_t, std::size_t> tickets;  // of what is awaited, once it is there
+  for (std::size_t i = segment.first; i < segment.last; ++i)
+    for (auto fetch : launches[i].after)
+      if (fetch >= segment.first) tickets[fetch];
+  bool open = false;
   for (std::size_t i = segment.first; i < segment.last; ++i) {
     const auto& launch = launches[i];
     for (auto fetch : launch.after)
-      if (const auto ticket = tickets.find(fetch); ticket != tickets.end()) {
-        device.join(ticket->second);
-        tickets.erase(ticket);
-      }
-    if (launch.aside) device.fork();
+      if (const auto ticket = tickets.find(fetch); ticket != tickets.end()) device.join(ticket->second);
+    if (launch.aside && (i == segment.first || !launches[i - 1].aside)) device.fork();
     run(launch, bound.addresses[i]);
-    if (launch.aside) tickets[i] = device.mark();
+    if (!launch.aside) continue;
+    open = true;
+    if (const auto awaited = tickets.find(i); awaited != tickets.end()) awaited->second = device.mark();
   }
-  for (const auto& [fetch, ticket] : tickets) device.join(ticket);
+  if (open) device.join(device.mark());
 }
 
 void Executor::record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const {
@@ -58,7 +62,7 @@ void Executor::record(backend::Device& device, const std::vector<Launch>& launch
 }
 
 // The host takes its time to hand over each launch of a recording, and the device begins when it has all: so the first recording is a
-// short one, with which the device is busy while it is given the rest. It does not end between a fetch that runs aside and its reader.
+// short one, with which the device is busy while it is given the rest. It does not end among fetches that run aside, nor before their readers.
 Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
   constexpr std::size_t kFirst = 64;
   std::vector<std::size_t> awaited(launches.size() + 1, launches.size());  // the first launch that one from here on waits for
@@ -75,7 +79,7 @@ Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
     addresses.workspace = at(launch.workspace);
     bound.addresses.push_back(std::move(addresses));
     const bool on_host = launch.collective && !launch.collective->communicator->queues();
-    const bool full = bound.segments.size() == 1 && i >= kFirst && awaited[i] >= i;
+    const bool full = bound.segments.size() == 1 && i >= kFirst && awaited[i] >= i && !(launch.aside && launches[i - 1].aside);
     if (bound.segments.empty() || full || on_host || bound.segments.back().on_host) bound.segments.push_back({i, i, on_host, nullptr});
     bound.segments.back().last = i + 1;
   }

@@ -40,7 +40,8 @@ struct Launch {
   std::vector<Place> in, out;
   Place workspace;
   bool aside = false;                       ///< a fetch that runs beside what stands around it, on the device's side queue
-  std::vector<std::size_t> after;           ///< launches aside, by their place in the same list, that must be done before this one
+  std::vector<std::size_t> after;           ///< launches aside, by their place in the same list, that must be done before this one, with all
+                                            ///< that went aside before them
   std::string label;                        ///< "conv2d 'input_blocks.1.0.in_layers.2'" for errors and profiles
   Work work;
 };
