@@ -2,25 +2,23 @@
 
     PYTHONPATH=build/python python bench/gpu_models.py [--models flux,zimage,qwen,wan] [--layers N] [--runs 10] [--profile] [--json FILE]
 
-bf16, batch 1, random weights. For every model: milliseconds a call of PyTorch (eager) and of the engine, how far the engine's result
-is from PyTorch's, and the floor: every matmul, convolution and attention of the call, each timed alone in a CUDA graph (cuBLASLt with its bias,
-cuDNN or flash attention, whichever is faster). --layers: the first N blocks (of flux N double and 2 N single ones), for time's sake;
+bf16, batch 1, random weights. For every model: milliseconds a call of PyTorch (eager) and of the engine, how far the results are from
+each other and from PyTorch's in fp32, and the library floor both ways (floor.py). --layers: the first N blocks (of flux N double and 2 N single ones), for time's sake;
 embeddings and the last layer count once, so that the ratio is that of a whole model within their share. sdxl: its UNet (f16, batch 2),
 captured and by the builder.
 """
 
 import argparse
-import collections
 import datetime
 import gc
 import json
 
 import diffusers
+import floor
 import gpu_unet
 import torch
-import torch.nn.functional as F
 from configs import SDXL
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 import comfytp
 
@@ -114,107 +112,9 @@ def randomise(module):
 
 def milliseconds(call, runs):
     if DEVICE == "cuda":
-        return gpu_unet.milliseconds(call, runs)
+        return floor.milliseconds(call, runs)
     call()
     return 0.0
-
-
-# ---- the floor
-
-
-def heavy_ops(module, call):
-    """Counts the matmuls, convolutions and attentions of a call by shape."""
-    ops, hooks = collections.Counter(), []
-
-    def conv(layer, inputs, output):
-        ops["conv", layer, tuple(inputs[0].shape)] += 1
-
-    def linear(layer, inputs, output):
-        ops["linear", inputs[0].numel() // layer.in_features, layer.in_features, layer.out_features, layer.bias is not None] += 1
-
-    for part in module.modules():
-        if isinstance(part, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)):
-            hooks.append(part.register_forward_hook(conv))
-        elif isinstance(part, torch.nn.Linear):
-            hooks.append(part.register_forward_hook(linear))
-    real = F.scaled_dot_product_attention
-
-    def attention(query, key, value, *args, **kwargs):
-        ops["attention", tuple(query.shape), key.shape[2]] += 1
-        return real(query, key, value, *args, **kwargs)
-
-    F.scaled_dot_product_attention = attention
-    try:
-        module(**call)
-    finally:
-        F.scaled_dot_product_attention = real
-        for hook in hooks:
-            hook.remove()
-    return ops
-
-
-def alone(call, repeat=10):
-    """Milliseconds of a call among `repeat` in a CUDA graph, the best of four graphs."""
-    if DEVICE == "cpu":
-        call()
-        return 0.0
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeat):
-            call()
-    best = float("inf")
-    for _ in range(4):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        stop.record()
-        torch.cuda.synchronize()
-        best = min(best, start.elapsed_time(stop) / repeat)
-    return best
-
-
-_times = {}
-
-
-def heavy_ms(op, dtype):
-    if (op, dtype) in _times:
-        return _times[op, dtype]
-    if op[0] == "linear":
-        _, rows, inputs, outputs, has_bias = op
-        x, weight = noise(rows, inputs, dtype=dtype), noise(outputs, inputs, dtype=dtype) * 0.02
-        bias = noise(outputs, dtype=dtype) if has_bias else None
-        ms = alone(lambda: F.linear(x, weight, bias))
-    elif op[0] == "conv":
-        layer, x = op[1], noise(*op[2], dtype=dtype)
-        if x.dim() == 4:
-            x, layer = x.to(memory_format=torch.channels_last), layer.to(memory_format=torch.channels_last)
-        ms = alone(lambda: layer(x))
-    else:
-        (batch, heads, queries, width), keys = op[1:]
-        q, k, v = (noise(batch, tokens, heads, width, dtype=dtype).transpose(1, 2) for tokens in (queries, keys, keys))
-        ms = float("inf")
-        for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION) if DEVICE == "cuda" else (SDPBackend.MATH,):
-            try:
-                with sdpa_kernel(backend):
-                    ms = min(ms, alone(lambda: F.scaled_dot_product_attention(q, k, v), 3 if queries > 10000 else 10))
-            except RuntimeError:
-                pass
-    _times[op, dtype] = ms
-    return ms
-
-
-def floor_ms(module, call, dtype):
-    by_kind = collections.Counter()
-    for op, count in heavy_ops(module, call).items():
-        by_kind[op[0]] += count * heavy_ms(op, dtype)
-    _times.clear()  # the layers of convolutions are keys
-    return sum(by_kind.values()), dict(by_kind)
 
 
 # ---- the engine
@@ -251,11 +151,22 @@ def difference(result, expected):
     return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
+def exactly(module, call, dtype):
+    """What the module gives in fp32 for the same weights and inputs."""
+    cast = lambda to: lambda x: x.to(to) if isinstance(x, torch.Tensor) and x.dtype == dtype else x  # noqa: E731
+    result = module.float()(**tree_map(cast(torch.float32), call))
+    module.to(dtype)
+    return result
+
+
 def measure(module, call, dtype, options):
     row = {}
-    theirs = module(**call)
+    exact, theirs = exactly(module, call, dtype), module(**call)
     row["torch_ms"] = milliseconds(lambda: module(**call), min(options.runs, 5))
-    row["floor_ms"], row["floor_by_kind_ms"] = floor_ms(module, call, dtype)
+    limit = floor.Floor(floor.heavy_ops(module, call), dtype, DEVICE)
+    row["floor_by_kind_ms"] = limit.by_kind_ms()
+    row["floor_ms"], row["floor_in_sequence_ms"] = sum(row["floor_by_kind_ms"].values()), limit.in_sequence_ms(options.runs)
+    del limit
     torch.cuda.empty_cache() if DEVICE == "cuda" else None
     split = comfytp.split(module, options.device)
     ours = split(**call)
@@ -263,7 +174,8 @@ def measure(module, call, dtype, options):
     if split.engine_stats()["torch_fallbacks"]:
         raise RuntimeError("the module ran in PyTorch")
     row["difference"] = difference(ours, theirs)
-    del ours, theirs
+    row["torch_error"], row["engine_error"] = difference(theirs, exact), difference(ours, exact)
+    del ours, theirs, exact
     row["engine_ms"] = milliseconds(lambda: split(**call), options.runs)
     if options.profile:
         profile = split.profile()[0]
@@ -320,6 +232,7 @@ def main():
     options = arguments.parse_args()
     DEVICE, TINY = options.device.partition(":")[0], options.tiny
     torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     about = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, diffusers=diffusers.__version__, rows=[])
     if DEVICE == "cuda":
         about |= dict(gpu=torch.cuda.get_device_name(), cudnn=torch.backends.cudnn.version())
@@ -330,8 +243,9 @@ def main():
             profile = row.get("profile", [])
             print(json.dumps({key: value for key, value in row.items() if key != "profile"}), flush=True)
             if DEVICE == "cuda":
-                ratio = row["engine_ms"] / row["floor_ms"]
-                print(f"{name}: torch {row['torch_ms']:.2f}  engine {row['engine_ms']:.2f}  floor {row['floor_ms']:.2f}  engine / floor {ratio:.3f}")
+                floors = [row["floor_ms"], row["floor_in_sequence_ms"]]
+                ratios = ", ".join(f"{ms:.2f} ({row['engine_ms'] / ms:.3f})" for ms in floors)
+                print(f"{name}: torch {row['torch_ms']:.2f}  engine {row['engine_ms']:.2f}  floor alone, in sequence (engine / it): {ratios}")
             print_profile(profile)
         except Exception as error:  # the others are measured all the same
             row = dict(model=name, error=f"{type(error).__name__}: {error}"[:2000])

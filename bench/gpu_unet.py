@@ -2,20 +2,20 @@
 
     PYTHONPATH=build/python python bench/gpu_unet.py [--models sd15,sdxl] [--runs 30] [--json FILE]
 
-For every model and shape: milliseconds per call of PyTorch (eager, and as a CUDA graph) and of the engine, and the error of both in
-fp16 against PyTorch in fp32 (TF32 off) on the same fp16 weights. Tensors stay on the GPU. Needs torch with CUDA, and diffusers.
+For every model and shape: milliseconds per call of PyTorch (eager, and as a CUDA graph), of the library floor both ways (floor.py) and of the
+engine, and the error of both in fp16 against PyTorch in fp32 (TF32 off) on the same fp16 weights. Tensors stay on the GPU. Needs torch with CUDA, and diffusers.
 """
 
 import argparse
 import datetime
 import gc
 import json
-import statistics
 import tempfile
 
 import torch
 from configs import SDXL
 from diffusers import UNet2DConditionModel
+from floor import Floor, graph_of, heavy_ops, milliseconds
 
 import comfytp
 
@@ -58,33 +58,6 @@ def label_of(model, call):
     return torch.cat([added["text_embeds"], sizes.half()], dim=-1)
 
 
-def milliseconds(call, runs):
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(runs):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return statistics.median(times)
-
-
-def graph_of(call):
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
-
-
 def error(result, reference):
     difference = (result.double() - reference.double()).norm()
     return float(difference / reference.double().norm())
@@ -116,6 +89,10 @@ def main():
                 graph = graph_of(lambda: model(**call))
                 row["torch_graph_ms"] = milliseconds(graph.replay, options.runs)
                 del graph
+                limit = Floor(heavy_ops(model, call), torch.half)
+                row["floor_ms"], row["floor_in_sequence_ms"] = sum(limit.by_kind_ms().values()), limit.in_sequence_ms(options.runs)
+                del limit
+                torch.cuda.empty_cache()
                 ours = engine(x, timesteps, context, y)
                 row["engine_ms"] = milliseconds(lambda: engine(x, timesteps, context, y), options.runs)
                 again = engine(x, timesteps, context, y)

@@ -268,12 +268,13 @@ OpCase turned_norm(const std::string& name, Shape x, Shape angles, const std::st
 
 // Both outputs of a fused_norm, or its only one.
 OpCase fused_norm(const std::string& name, const std::string& norm, const std::string& affine, Shape x, const std::string& pre,
-                  std::vector<Shape> before, const std::string& post, std::vector<Shape> behind, const std::string& input_name = "x") {
+                  std::vector<Shape> before, const std::string& post, std::vector<Shape> behind, const std::string& input_name = "x", bool wide_operands = false) {
   return {"fused_norm_" + name,
           [=](Builder& b) {
             std::vector<ValueId> in = {input(b, x, input_name)};
             const auto append = [&](const std::vector<Shape>& shapes) {
-              for (const auto& shape : shapes) in.push_back(input(b, shape, "operand" + std::to_string(in.size())));
+              for (const auto& shape : shapes)
+                in.push_back(b.input("operand" + std::to_string(in.size()), shape, wide_operands ? DType::f32 : b.compute));
             };
             append(before);
             if (!affine.empty()) in.push_back(b.weight("weight", {x.back()}));
@@ -328,6 +329,9 @@ void add_passes(std::vector<OpCase>& cases) {
                   turned_norm("turned_short", {2, 5, 2, 6}, {2, 5, 1, 3}, "add", {{2, 5, 2, 6}}), turned_norm("turned_long", {2, 3, 1160}, {1, 3, 580}, "", {}),
                   fused_norm("wide_rows", "layer_norm", "weight,bias", {5, 3072}, "bias,add", {{3072}, {5, 3072}}, "add_one_mul,bias", {{1, 3072}, {3072}}),
                   fused_norm("wider_rows", "rms_norm", "weight", {3, 5120}, "add", {{3, 5120}}, "", {}),
+                  fused_norm("widest_rows", "layer_norm", "weight,bias", {2, 9000}, "add", {{2, 9000}}, "", {}, "offset"),
+                  fused_norm("uneven_warps", "layer_norm", "", {3, 3064}, "add", {{3, 3064}}, "add_one_mul", {{1, 3064}}, "offset"),
+                  fused_norm("wide_operands", "layer_norm", "weight", {2, 3, 648}, "bias,add", {{648}, {2, 3, 648}}, "mul,bias", {{2, 1, 648}, {648}}, "x", true),
                   fused_norm("residual", "layer_norm", "weight,bias", {2, 5, 24}, "bias,add", {{24}, {2, 5, 24}}, "", {}),
                   fused_norm("modulated", "layer_norm", "", {2, 5, 77}, "bias,mul,add", {{77}, {2, 1, 77}, {2, 5, 77}}, "add_one_mul,add",
                              {{2, 1, 77}, {2, 1, 77}}),

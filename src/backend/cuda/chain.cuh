@@ -115,11 +115,10 @@ __device__ __forceinline__ void apply_rope(const void* cosines, const void* sine
   }
 }
 
-/// `v` holds M packs of N neighbours along the innermost dimension, the first of a pack at `at` (its index in each of the chain's
-/// dimensions); packs that are not `there` are left alone. All packs' operands of a step are on their way before the first is used.
-template <typename T, int N, int M>
-__device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOperands& operands, const unsigned (&at)[M][kChainDims], const bool (&there)[M],
-                                            float (&v)[M][N]) {
+/// `v` holds M packs of N neighbours along the innermost dimension; `at.offset(chain, step, m)` tells where a step's operand begins for
+/// a pack, in its elements. Packs that are not `there` are left alone. All packs' operands of a step are on their way before the first is used.
+template <typename T, int N, int M, ChainKind KIND, typename Index>
+__device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOperands& operands, const Index& at, const bool (&there)[M], float (&v)[M][N]) {
   for (int s = 0; s < chain.count; ++s) {
     const ChainStep& step = chain.steps[s];
     const StepKind kind = step.kind;
@@ -129,33 +128,26 @@ __device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOpera
       continue;
     }
     const void* from = operands.at[step.operand];
-    if constexpr (N > 1) {
+    if constexpr (KIND == ChainKind::any && N > 1) {
       if (kind == StepKind::rope) {
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
-          if (!there[m]) continue;
-          std::int64_t offset = 0;
-#pragma unroll
-          for (int d = 0; d < kChainDims; ++d) offset += (step.halved && d == chain.dims - 1 ? at[m][d] / 2 : at[m][d]) * step.stride[d];
-          apply_rope<T, N>(from, operands.at[step.operand + 1], offset, step.wide, step.halved, v[m]);
-        }
+        for (int m = 0; m < M; ++m)
+          if (there[m]) apply_rope<T, N>(from, operands.at[step.operand + 1], at.offset(chain, step, m), step.wide, step.halved, v[m]);
         continue;
       }
     }
-    const bool single = N > 1 && step.stride[chain.dims - 1] == 0;
+    const bool single = KIND == ChainKind::any && N > 1 && step.stride[chain.dims - 1] == 0;
     float o[M][N];
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       if (!there[m]) continue;
-      std::int64_t offset = 0;
-#pragma unroll
-      for (int d = 0; d < kChainDims; ++d) offset += at[m][d] * step.stride[d];  // indices behind the last dimension are 0
+      const std::int64_t offset = at.offset(chain, step, m);
       if (single) {
         float all[1];
         load_floats<T, 1>(from, offset, step.wide, all);
 #pragma unroll
         for (int i = 0; i < N; ++i) o[m][i] = all[0];
-      } else if (N == 2 && step.stride[chain.dims - 1] != 1) {  // two at a time for another step's sake: these are no neighbours
+      } else if (KIND == ChainKind::any && N == 2 && step.stride[chain.dims - 1] != 1) {  // two at a time for another step's sake: these are no neighbours
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           float one[1];
@@ -163,7 +155,7 @@ __device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOpera
           o[m][i] = one[0];
         }
       } else {
-        load_floats<T, N>(from, offset, step.wide, o[m]);
+        load_floats<T, N>(from, offset, KIND != ChainKind::plain && step.wide, o[m]);
       }
     }
 #pragma unroll
@@ -183,17 +175,29 @@ __device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOpera
   }
 }
 
-/// The index in every dimension of element `i` of a chain's value, which has less than 2^32 of them.
-__device__ __forceinline__ void chain_index(const Chain& chain, unsigned i, unsigned (&at)[kChainDims]) {
+/// Where M packs stand in a chain's value, which has less than 2^32 elements.
+template <int M>
+struct Packs {
+  unsigned index[M][kChainDims];
+  /// Pack `m` begins with element `i`.
+  __device__ __forceinline__ void set(const Chain& chain, int m, unsigned i) {
 #pragma unroll
-  for (int d = kChainDims - 1; d > 0; --d) {
-    at[d] = 0;
-    if (d >= chain.dims) continue;
-    const unsigned size = static_cast<unsigned>(chain.size[d]), q = i / size;
-    at[d] = i - q * size;
-    i = q;
+    for (int d = kChainDims - 1; d > 0; --d) {
+      index[m][d] = 0;
+      if (d >= chain.dims) continue;
+      const unsigned size = static_cast<unsigned>(chain.size[d]), q = i / size;
+      index[m][d] = i - q * size;
+      i = q;
+    }
+    index[m][0] = i;
   }
-  at[0] = i;
-}
+  __device__ __forceinline__ std::int64_t offset(const Chain& chain, const ChainStep& step, int m) const {
+    std::int64_t offset = 0;
+#pragma unroll
+    for (int d = 0; d < kChainDims; ++d)  // indices behind the last dimension are 0
+      offset += (step.halved && d == chain.dims - 1 ? index[m][d] / 2 : index[m][d]) * step.stride[d];
+    return offset;
+  }
+};
 
 }  // namespace comfytp::backend::cuda

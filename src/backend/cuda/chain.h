@@ -16,7 +16,15 @@ struct ChainStep {
   std::int8_t operand = -1;                  ///< number of its operand, or -1; of rope the cosines', before the sines'
   bool wide = false;                         ///< the operand is f32, whatever the value is
   bool halved = false;                       ///< of rope: neighbours have one angle
+  bool varies = false;                       ///< the operand is another one along an outer dimension
   std::int64_t stride[kChainDims] = {};      ///< of the operand, in elements; 0 where it is broadcast
+};
+
+/// What kernels are compiled for one by one, since every case that is told apart while they run costs instructions.
+enum class ChainKind {
+  plain,  ///< operands are of the narrower dtype, and along the innermost dimension they are as long as the value
+  wide,   ///< or of f32
+  any,
 };
 
 /// The value has up to kChainDims dimensions, the outermost first and dense in that order.
@@ -24,6 +32,7 @@ struct Chain {
   int dims = 0;
   std::int64_t size[kChainDims] = {};
   int count = 0;
+  bool varies = false;  ///< an operand does
   ChainStep steps[kChainSteps];
   /// The innermost dimension and all strides allow packs of so many elements.
   bool packs_of(int n) const {
@@ -34,6 +43,15 @@ struct Chain {
       for (int d = 0; fits && d < dims - 1; ++d) fits = steps[s].stride[d] % n == 0;
     }
     return fits;
+  }
+  ChainKind kind() const {
+    auto kind = ChainKind::plain;
+    for (int s = 0; s < count; ++s) {
+      if (steps[s].operand < 0) continue;
+      if (steps[s].kind == StepKind::rope || steps[s].stride[dims - 1] != 1) return ChainKind::any;
+      if (steps[s].wide) kind = ChainKind::wide;
+    }
+    return kind;
   }
   /// A step takes elements two by two.
   bool pairs() const {

@@ -93,7 +93,11 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
   for (std::size_t d = 0; d < dims.size(); ++d) chain.size[d] = dims[d].size;
   for (std::size_t s = 0; s < steps.size(); ++s) {
     if (steps[s].operand >= 0)
-      for (std::size_t d = 0; d < dims.size(); ++d) steps[s].stride[d] = dims[d].strides[step_strides[s]];
+      for (std::size_t d = 0; d < dims.size(); ++d) {
+        steps[s].stride[d] = dims[d].strides[step_strides[s]];
+        steps[s].varies |= d + 1 < dims.size() && steps[s].stride[d] != 0;
+      }
+    chain.varies |= steps[s].varies;
     chain.steps[s] = steps[s];
   }
   return chain;

@@ -32,10 +32,10 @@ __global__ void __launch_bounds__(256) few_rows(int rows, int inner, std::int64_
     for (int k = 16; k > 0; k /= 2) sum[r] += __shfl_xor_sync(~0u, sum[r], k);
     if (r >= rows || lane != 0) continue;
     float v[1][1] = {{sum[r]}};
-    unsigned at[1][kChainDims];
+    Packs<1> at;
     const bool there[1] = {true};
-    chain_index(chain, static_cast<unsigned>(r * outputs + o), at[0]);
-    apply_chain<T, 1, 1>(chain, operands, at, there, v);
+    at.set(chain, 0, static_cast<unsigned>(r * outputs + o));
+    apply_chain<T, 1, 1, ChainKind::any>(chain, operands, at, there, v);
     y[r * outputs + o] = from_float<T>(v[0][0]);
   }
 }

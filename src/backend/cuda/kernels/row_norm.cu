@@ -6,18 +6,6 @@
 namespace comfytp::backend::cuda {
 namespace {
 
-// The value of the row's first thread.
-template <int WARPS, int LANES>
-__device__ __forceinline__ float first_of_row(float v, float* shared) {
-  v = __shfl_sync(~0u, v, threadIdx.x % 32 / LANES * LANES);
-  if constexpr (WARPS > 1) {
-    if (threadIdx.x == 0) shared[0] = v;
-    __syncthreads();
-    v = shared[0];
-  }
-  return v;
-}
-
 // Mean and 1/deviation of a row from the moments of its parts (Chan et al. 1979).
 __device__ __forceinline__ float2 merged(const RowNorm& n, const float* moments, std::int64_t row) {
   float count = 0, mean = 0, squares = 0;
@@ -33,81 +21,131 @@ __device__ __forceinline__ float2 merged(const RowNorm& n, const float* moments,
   return {n.centred ? mean : 0.f, rsqrtf(variance + n.epsilon)};
 }
 
-// The index of a row in a chain's dimensions; the innermost is the columns.
-__device__ __forceinline__ void row_index(const Chain& chain, std::int64_t row, unsigned (&at)[kChainDims]) {
-  unsigned rest = static_cast<unsigned>(row);
+// Where a row's packs of N stand in a chain's dimensions, of which the innermost is the columns.
+template <int N>
+struct RowPacks {
+  unsigned outer[kChainDims - 1];  // the row's indices, 0 behind the last
+  unsigned first, step;            // columns of the first pack and from one to the next
+  __device__ __forceinline__ RowPacks(const Chain& chain, std::int64_t row, unsigned first, unsigned step) : first(first), step(step) {
+    unsigned rest = static_cast<unsigned>(row);
 #pragma unroll
-  for (int d = kChainDims - 1; d >= 0; --d) {
-    at[d] = 0;
-    if (d + 1 >= chain.dims) continue;
-    const unsigned size = static_cast<unsigned>(chain.size[d]), q = d > 0 ? rest / size : 0;
-    at[d] = rest - q * size;
-    rest = q;
+    for (int d = kChainDims - 2; d >= 0; --d) {
+      outer[d] = 0;
+      if (d + 1 >= chain.dims) continue;
+      const unsigned size = static_cast<unsigned>(chain.size[d]), q = d > 0 ? rest / size : 0;
+      outer[d] = rest - q * size;
+      rest = q;
+    }
   }
+  __device__ __forceinline__ std::int64_t offset(const Chain& chain, const ChainStep& s, int m) const {
+    std::int64_t offset = 0;
+    if (s.varies) {
+#pragma unroll
+      for (int d = 0; d < kChainDims - 1; ++d) offset += outer[d] * s.stride[d];
+    }
+    const unsigned column = s.halved ? (first + m * step) / 2 : first + m * step;
+    const std::int64_t stride = s.stride[chain.dims - 1];
+    return offset + (N >= 4 ? (stride ? column : 0) : column * stride);  // packs of four and more are neighbours, or one for all
+  }
+};
+
+template <int LANES>
+__device__ __forceinline__ float sum_lanes(float v) {
+#pragma unroll
+  for (int k = LANES / 2; k > 0; k /= 2) v += __shfl_xor_sync(~0u, v, k);
+  return v;
 }
 
-// The same for a row's packs of N, the first at column `first` and the others `step` apart.
-template <int M>
-__device__ __forceinline__ void pack_index(const Chain& chain, std::int64_t row, unsigned first, unsigned step, unsigned (&at)[M][kChainDims]) {
-  row_index(chain, row, at[0]);
-#pragma unroll
-  for (int m = M - 1; m >= 0; --m)
-#pragma unroll
-    for (int d = 0; d < kChainDims; ++d) at[m][d] = d == chain.dims - 1 ? first + m * step : at[0][d];
-}
+// What a warp, or a part of one, knows of its elements of a row: the first, and the mean and squared deviations of the differences from it, so that
+// a large mean costs no digits.
+struct Part {
+  float first, mean, squares;
+};
 
-// A row in the registers of WARPS warps, or of LANES threads of one, N elements at a time.
-template <typename T, int N, int PACKS, int WARPS, int LANES>
-__global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
-  __shared__ float shared[WARPS];
-  constexpr int kThreads = LANES * WARPS, kRows = WARPS == 1 ? 128 / LANES : 1;
-  const std::int64_t given = std::int64_t{blockIdx.x} * kRows + (WARPS == 1 ? threadIdx.x / LANES : 0);
+// A row in the registers of LANES threads of a warp or, where LANES is 0, of a whole block: PACKS packs of N elements each. Few registers matter
+// most here: a row is loaded, summed and stored in turn, and only other rows' threads fill the memory's time meanwhile.
+template <typename T, int N, int PACKS, int LANES, ChainKind KIND>
+__global__ void __launch_bounds__(LANES ? 128 : PACKS == 1 ? 1024 : 512)
+row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
+  constexpr bool kWide = KIND != ChainKind::plain;
+  constexpr int kRows = LANES ? 128 / LANES : 1, kLanes = LANES ? LANES : 32;
+  const int threads = LANES ? LANES : static_cast<int>(blockDim.x), thread = LANES ? threadIdx.x % LANES : threadIdx.x;
+  const int columns = static_cast<int>(n.columns), packs = columns / N;
+  const std::int64_t given = std::int64_t{blockIdx.x} * kRows + (LANES ? threadIdx.x / LANES : 0);
   const std::int64_t row = given < n.rows ? given : n.rows - 1;  // what has no row computes the last one too, and keeps it to itself
-  const int thread = threadIdx.x % kThreads, packs = static_cast<int>(n.columns / N);
-  const std::int64_t base = row * n.columns;
-  const auto column = [&](int k) { return (thread + k * kThreads) * N; };
+  const std::int64_t base = row * columns;
+  const auto column = [&](int k) { return (thread + k * threads) * N; };
   bool there[PACKS];
   float v[PACKS][N];
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
-    there[k] = thread + k * kThreads < packs;
-    if (there[k]) load_floats<T, N>(o.x, base + column(k), n.x_wide, v[k]);
+    there[k] = thread + k * threads < packs;
+    if (there[k]) load_floats<T, N>(o.x, base + column(k), kWide && n.x_wide, v[k]);
   }
-  unsigned at[PACKS][kChainDims];
   if (n.pre.count > 0) {
-    pack_index(n.pre, row, thread * N, kThreads * N, at);
-    apply_chain<T, N, PACKS>(n.pre, o.pre, at, there, v);
+    apply_chain<T, N, PACKS, KIND>(n.pre, o.pre, RowPacks<N>(n.pre, row, thread * N, threads * N), there, v);
 #pragma unroll
     for (int k = 0; k < PACKS; ++k) {
       if (!there[k]) continue;
-      if (!n.y_wide)
+      if (!(kWide && n.y_wide))
 #pragma unroll
         for (int i = 0; i < N; ++i) v[k][i] = to_float(from_float<T>(v[k][i]));
-      if (o.y && given < n.rows) store_floats<T, N>(o.y, base + column(k), n.y_wide, v[k]);
+      if (o.y && given < n.rows) store_floats<T, N>(o.y, base + column(k), kWide && n.y_wide, v[k]);
     }
   }
-  float mean, scale;
+  float mean = 0, scale;
   if (o.moments) {
     const float2 m = merged(n, o.moments, row);
     mean = m.x;
     scale = m.y;
   } else {
-    // Differences from the first element, so that a large mean costs no digits.
-    const float shift = n.centred ? first_of_row<WARPS, LANES>(v[0][0], shared) : 0.f;
-    float sum = 0, squares = 0;
+    // Of warp `w` of the row's, or of all that there is.
+    const auto count = [&](int w) {
+      int found = 0;
+#pragma unroll
+      for (int k = 0; k < PACKS; ++k) found += min(max(packs - w * 32 - k * threads, 0), kLanes);
+      return static_cast<float>(found * N);
+    };
+    Part part = {0, 0, 0};
+    if (n.centred) {
+      part.first = __shfl_sync(~0u, v[0][0], threadIdx.x % 32 / kLanes * kLanes);
+      float sum = 0;
+#pragma unroll
+      for (int k = 0; k < PACKS; ++k)
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          v[k][i] -= part.first;
+          if (there[k]) sum += v[k][i];
+        }
+      const float own = count(LANES ? 0 : threadIdx.x / 32);
+      part.mean = own > 0 ? __fdividef(sum_lanes<kLanes>(sum), own) : 0.f;
+    }
 #pragma unroll
     for (int k = 0; k < PACKS; ++k)
       if (there[k])
 #pragma unroll
-        for (int i = 0; i < N; ++i) sum += v[k][i] -= shift;
-    const float count = static_cast<float>(n.columns);
-    mean = n.centred ? join_threads<kThreads>(sum, shared, Sum()) / count : 0.f;
-#pragma unroll
-    for (int k = 0; k < PACKS; ++k)
-      if (there[k])
-#pragma unroll
-        for (int i = 0; i < N; ++i) squares += (v[k][i] - mean) * (v[k][i] - mean);
-    scale = rsqrtf(join_threads<kThreads>(squares, shared, Sum()) / count + n.epsilon);
+        for (int i = 0; i < N; ++i) part.squares += (v[k][i] - part.mean) * (v[k][i] - part.mean);
+    part.squares = sum_lanes<kLanes>(part.squares);
+    mean = part.mean;
+    float squares = part.squares;
+    if constexpr (LANES == 0) {
+      __shared__ Part parts[32];
+      if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = part;
+      __syncthreads();
+      const int lane = threadIdx.x % 32;
+      const bool warp = lane < threads / 32;
+      const Part theirs = warp ? parts[lane] : Part{part.first, 0, 0};
+      squares = theirs.squares;
+      if (n.centred) {
+        const float theirs_count = warp ? count(lane) : 0.f;
+        // Means as differences from what this warp's values are differences from.
+        const float m = theirs_count > 0 ? theirs.first - part.first + theirs.mean : 0.f;
+        mean = sum_lanes<32>(m * theirs_count) / static_cast<float>(columns);
+        squares += (m - mean) * (m - mean) * theirs_count;
+      }
+      squares = sum_lanes<32>(squares);
+    }
+    scale = rsqrtf(squares / static_cast<float>(columns) + n.epsilon);
   }
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
@@ -115,23 +153,20 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : 32 * WARPS) row_norm(const 
     for (int i = 0; i < N; ++i) v[k][i] = (v[k][i] - mean) * scale;
     float parameter[N];
     if (o.weight && there[k]) {
-      load_floats<T, N>(o.weight, column(k), n.weight_wide, parameter);
+      load_floats<T, N>(o.weight, column(k), kWide && n.weight_wide, parameter);
 #pragma unroll
       for (int i = 0; i < N; ++i) v[k][i] *= parameter[i];
     }
     if (o.bias && there[k]) {
-      load_floats<T, N>(o.bias, column(k), n.bias_wide, parameter);
+      load_floats<T, N>(o.bias, column(k), kWide && n.bias_wide, parameter);
 #pragma unroll
       for (int i = 0; i < N; ++i) v[k][i] += parameter[i];
     }
   }
-  if (n.post.count > 0) {
-    pack_index(n.post, row, thread * N, kThreads * N, at);
-    apply_chain<T, N, PACKS>(n.post, o.post, at, there, v);
-  }
+  if (n.post.count > 0) apply_chain<T, N, PACKS, KIND>(n.post, o.post, RowPacks<N>(n.post, row, thread * N, threads * N), there, v);
 #pragma unroll
   for (int k = 0; k < PACKS; ++k)
-    if (there[k] && given < n.rows) store_floats<T, N>(o.z, base + column(k), n.z_wide, v[k]);
+    if (there[k] && given < n.rows) store_floats<T, N>(o.z, base + column(k), kWide && n.z_wide, v[k]);
 }
 
 // Rows of any length, N elements at a time (two where a step takes pairs); where there is a chain before the norm y holds its result, or z if
@@ -140,11 +175,9 @@ template <typename T, int N>
 __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
   __shared__ float shared[8];
   const std::int64_t row = blockIdx.x, base = row * n.columns;
-  unsigned at[1][kChainDims];
   const bool there[1] = {true};
   const auto chained = [&](const Chain& chain, const ChainOperands& operands, std::int64_t c, float (&v)[1][N]) {
-    pack_index(chain, row, static_cast<unsigned>(c), 0, at);
-    apply_chain<T, N, 1>(chain, operands, at, there, v);
+    apply_chain<T, N, 1, ChainKind::any>(chain, operands, RowPacks<N>(chain, row, static_cast<unsigned>(c), 0), there, v);
   };
   const void* x = o.x;
   bool x_wide = n.x_wide;
@@ -208,11 +241,23 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
   }
 }
 
-template <typename T, int WARPS, int PACKS, int LANES = 32>
+// Of both chains and the norm between them.
+ChainKind kind_of(const RowNorm& n) {
+  const auto kind = std::max(n.pre.kind(), n.post.kind());
+  const bool wide = n.x_wide || n.weight_wide || n.bias_wide || n.y_wide || n.z_wide;
+  return wide ? std::max(kind, ChainKind::wide) : kind;
+}
+
+template <typename T, int PACKS, int LANES>
 void launch(const RowNorm& n, const RowNormOperands& o, cudaStream_t stream) {
-  constexpr int rows = WARPS == 1 ? 128 / LANES : 1;
+  constexpr int N = Pack<T>::size, rows = LANES ? 128 / LANES : 1;
+  const auto threads = LANES ? 128u : static_cast<unsigned>((n.columns / N + PACKS * 32 - 1) / (PACKS * 32) * 32);
   const auto blocks = static_cast<unsigned>((n.rows + rows - 1) / rows);
-  row_norm<T, Pack<T>::size, PACKS, WARPS, LANES><<<blocks, WARPS == 1 ? 128 : 32 * WARPS, 0, stream>>>(n, o);
+  switch (kind_of(n)) {
+    case ChainKind::plain: return row_norm<T, N, PACKS, LANES, ChainKind::plain><<<blocks, threads, 0, stream>>>(n, o);
+    case ChainKind::wide: return row_norm<T, N, PACKS, LANES, ChainKind::wide><<<blocks, threads, 0, stream>>>(n, o);
+    case ChainKind::any: return row_norm<T, N, PACKS, LANES, ChainKind::any><<<blocks, threads, 0, stream>>>(n, o);
+  }
 }
 
 }  // namespace
@@ -226,16 +271,14 @@ cudaError_t launch_row_norm(const RowNorm& n, const RowNormOperands& o, DType dt
     constexpr int N = Pack<T>::size;
     const std::int64_t packs = n.columns / N;
     const bool fits = all_aligned && n.columns % N == 0 && n.pre.packs_of(N) && n.post.packs_of(N);
-    if (fits && packs <= 16) launch<T, 1, 1, 16>(n, o, stream);
-    else if (fits && packs <= 32) launch<T, 1, 1>(n, o, stream);
-    else if (fits && packs <= 64) launch<T, 1, 2>(n, o, stream);
-    else if (fits && packs <= 96) launch<T, 1, 3>(n, o, stream);
-    else if (fits && packs <= 160) launch<T, 1, 5>(n, o, stream);
-    else if (fits && packs <= 256) launch<T, 2, 4>(n, o, stream);
-    else if (fits && packs <= 384) launch<T, 4, 3>(n, o, stream);
-    else if (fits && packs <= 512) launch<T, 4, 4>(n, o, stream);
-    else if (fits && packs <= 768) launch<T, 8, 3>(n, o, stream);
-    else if (fits && packs <= 1024) launch<T, 8, 4>(n, o, stream);
+    // A pack a thread, for the registers' sake, as long as few rows fill a multiprocessor; what is not plain takes more of them.
+    const int most = kind_of(n) == ChainKind::plain ? 1024 : 512;
+    if (fits && packs <= 16) launch<T, 1, 16>(n, o, stream);
+    else if (fits && packs <= 32) launch<T, 1, 32>(n, o, stream);
+    else if (fits && packs <= 64) launch<T, 2, 32>(n, o, stream);
+    else if (fits && packs <= most) launch<T, 1, 0>(n, o, stream);
+    else if (fits && packs <= 1024) launch<T, 2, 0>(n, o, stream);
+    else if (fits && packs <= 2048) launch<T, 4, 0>(n, o, stream);
     else if (n.columns % 2 == 0 && (n.pre.pairs() || n.post.pairs())) any_row_norm<T, 2><<<static_cast<unsigned>(n.rows), 256, 0, stream>>>(n, o);
     else any_row_norm<T, 1><<<static_cast<unsigned>(n.rows), 256, 0, stream>>>(n, o);
   });
