@@ -16,7 +16,7 @@ def load_core() -> None:
         if "libdnnl" not in str(error):
             raise
         cause = error
-    # Installed elsewhere than <prefix>/lib: with pip's --target, on another path of PYTHONPATH. Once it is in the process,
+    # Installed elsewhere than <prefix>/lib, on another path of PYTHONPATH say. Once it is in the process,
     # the loader takes it for the module's.
     try:
         ctypes.CDLL(_find_library())
