@@ -149,6 +149,7 @@ int bench(const Options& options) {
     for (std::size_t d = 0; d < names.size(); ++d) collective_seconds[d].push_back(stats.collective_seconds.at(d));
   }
 
+  const auto output = rows.output();
   std::vector<runtime::StepProfile> profiles;
   if (options.profile) profiles = engine.profile(*denoiser->compile(call));
   const auto stats = engine.stats();

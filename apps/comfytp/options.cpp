@@ -86,7 +86,8 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
       command.add_option("--mesh", mesh, "Axes and their sizes, as in batch=2,tensor=2; tensor=2:1 gives unequal parts (default tensor=N)");
   auto* w =
       command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: 1/N of every weight");
-  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32, f16 (GPUs) or bf16 (default f32, or what --plan says)");
+  command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32, f16 (GPUs), bf16, or fp8: bf16, and products with weights stored in fp8 in\n"
+                                             "that, where a GPU can (default f32, or what --plan says)");
   add_communicator(command, communicator);
   add_heads(command, heads);
   if (accepts_plan)
@@ -114,16 +115,20 @@ planner::Plan ModelOptions::plan(std::size_t ranks) const {
   return plan;
 }
 
-DType ModelOptions::compute_dtype() const {
+std::string ModelOptions::compute_name() const {
   std::string name = compute.value_or("f32");
   if (!compute && plan_file) {
     const auto json = nlohmann::json::parse(read_text(*plan_file), nullptr, false);  // plan() says what is wrong with a broken file
     const auto at = nlohmann::json::json_pointer("/call/compute");
     if (json.is_object() && json.contains(at) && json.at(at).is_string()) name = json.at(at).get<std::string>();
   }
-  require(name == "f32" || name == "f16" || name == "bf16", "[compute] expected f32, f16 or bf16 but got '{}'", name);
-  const auto dtype = dtype_from_name(name);
-  return dtype;
+  require(name == "f32" || name == "f16" || name == "bf16" || name == "fp8", "[compute] expected f32, f16, bf16 or fp8 but got '{}'", name);
+  return name;
+}
+
+DType ModelOptions::compute_dtype() const {
+  const auto name = compute_name();
+  return name == "fp8" ? DType::bf16 : dtype_from_name(name);
 }
 
 std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan, DType compute,
@@ -140,6 +145,7 @@ std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan
   };
   options.heads = heads;
   options.compute = compute;
+  options.engine.fp8_products = compute_name() == "fp8" && compute == compute_dtype();
   return std::make_unique<pipeline::Denoiser>(weights::open_checkpoint(path_from_utf8(checkpoint)), std::move(options));
 }
 

@@ -26,7 +26,8 @@ struct ModelOptions {
   void add_to(CLI::App& command, bool accepts_plan);
   /// What the options or the plan's file say, checked. Throws Error. `ranks`: a single device may stand for so many of them.
   planner::Plan plan(std::size_t ranks = 1) const;
-  /// The option's, else the plan's file's, else f32.
+  /// The option's, else the plan's file's, else f32. fp8 is bf16 with products in fp8.
+  std::string compute_name() const;
   DType compute_dtype() const;
   /// Maps the checkpoint, recognises it, opens the devices of `plan`.
   std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, DType compute, std::function<void(std::int64_t, std::int64_t)> progress = {},

@@ -88,7 +88,7 @@ ordered_json to_json(const planner::Plan& plan, const Options& options, const mo
                   {"height", call.height * 8},
                   {"batch", call.batch},
                   {"tokens", call.tokens},
-                  {"compute", std::string(name_of(options.model.compute_dtype()))}};
+                  {"compute", options.model.compute_name()}};
   root["report"] = {{"weight_bytes_total", whole.weight_bytes}, {"flops_total", whole.flops}, {"devices", report}, {"notes", notes}};
   if (const double predicted = predicted_seconds(ranks); predicted > 0) root["report"]["predicted_seconds"] = predicted;
   return root;

@@ -27,6 +27,7 @@ struct EngineOptions {
   double timeout_seconds = 600;   ///< how long a device waits for a peer
   int prompts = 2;                ///< results of how many prompts are kept, each in its own memory
   int programs = 8;               ///< graphs (shapes) whose programs are kept
+  bool fp8_products = false;      ///< linears whose weights are stored in fp8 multiply in it, where a device can
   /// Called on the loading caller's thread with bytes done and bytes in all; what it throws ends the load. May be empty.
   std::function<void(std::int64_t done, std::int64_t total)> progress;
   /// Opens a device: backend::open_device where it is empty.

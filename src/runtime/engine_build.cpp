@@ -68,7 +68,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   }
   for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
 
-  const auto normalised = graph::normalise(graph);
+  auto normalised = graph::normalise(graph);
+  if (options.fp8_products) normalised = graph::multiply_in_fp8(normalised);
   auto decision = sharding::decide(normalised, mesh);
   const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
   auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);

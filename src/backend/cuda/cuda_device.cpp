@@ -56,13 +56,13 @@ CudaDevice::~CudaDevice() {
 }
 
 std::unique_ptr<Kernel> CudaDevice::compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) {
-  const auto* entry = find_kernel(node.op->name());
+  const auto* entry = find_kernel(node);
   require(entry, "[{}] {} has no kernel for this op", node.op->name(), spec_.name());
   return entry->make({node, in, out, context_});
 }
 
 bool CudaDevice::decodes(const graph::Node& node, std::size_t i) const {
-  const auto* entry = find_kernel(node.op->name());
+  const auto* entry = find_kernel(node);
   return entry && std::find(entry->decodes.begin(), entry->decodes.end(), i) != entry->decodes.end();
 }
 

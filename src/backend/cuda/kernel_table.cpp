@@ -22,6 +22,11 @@ const KernelEntry* find_kernel(std::string_view op) {
   return it == table().end() ? nullptr : &it->second;
 }
 
+const KernelEntry* find_kernel(const graph::Node& node) {
+  const auto product = node.attrs.text_or("product", "");
+  return find_kernel(product.empty() ? std::string(node.op->name()) : fmt::format("{} in {}", node.op->name(), product));
+}
+
 DType narrow_dtype(const Site& site) {
   for (const auto operands : {site.in, site.out})
     for (const auto& operand : operands)

@@ -37,6 +37,8 @@ struct KernelEntry {
 bool register_kernel(std::string_view op, KernelEntry entry);
 /// Null where there is none.
 const KernelEntry* find_kernel(std::string_view op);
+/// Of a node: a linear that asks for products in fp8 has one of its own, "linear in fp8".
+const KernelEntry* find_kernel(const graph::Node& node);
 
 /// A kernel that is one function of its operands.
 template <typename Run>

@@ -15,7 +15,15 @@ namespace {
 constexpr std::int64_t kMostWorkspace = std::int64_t{32} << 20;
 constexpr int kCandidates = 12;
 
-cudaDataType type_of(DType dtype) { return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF; }
+cudaDataType type_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return CUDA_R_32F;
+    case DType::f16: return CUDA_R_16F;
+    case DType::f8_e4m3: return CUDA_R_8F_E4M3;
+    case DType::f8_e5m2: return CUDA_R_8F_E5M2;
+    default: return CUDA_R_16BF;
+  }
+}
 
 std::string hex(const cublasLtMatmulAlgo_t& algorithm) {
   std::string text;
@@ -49,19 +57,20 @@ Matmul::Matmul(Context& context, const MatmulSizes& sizes) : context_(context), 
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
   }
-  const auto layout = [&](cublasLtMatrixLayout_t& l, std::int64_t r, std::int64_t c, std::int64_t stride) {
-    check(cublasLtMatrixLayoutCreate(&l, type, static_cast<std::uint64_t>(r), static_cast<std::uint64_t>(c), r), "describing a matrix");
+  const auto layout = [&](cublasLtMatrixLayout_t& l, DType dtype, std::int64_t r, std::int64_t c, std::int64_t stride) {
+    check(cublasLtMatrixLayoutCreate(&l, type_of(dtype), static_cast<std::uint64_t>(r), static_cast<std::uint64_t>(c), r), "describing a matrix");
     const int count = static_cast<int>(sizes.batch);
     if (count == 1) return;
     check(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count), "describing a matrix");
     check(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride), "describing a matrix");
   };
+  const DType w_dtype = sizes.fp8_weight.value_or(sizes.dtype);
   if (sizes.w_transposed)
-    layout(w_, sizes.outputs, sizes.inner, sizes.w_stride);
+    layout(w_, w_dtype, sizes.outputs, sizes.inner, sizes.w_stride);
   else
-    layout(w_, sizes.inner, sizes.outputs, sizes.w_stride);
-  layout(x_, sizes.inner, sizes.rows, sizes.x_stride);
-  layout(y_, sizes.outputs, sizes.rows, sizes.y_stride);
+    layout(w_, w_dtype, sizes.inner, sizes.outputs, sizes.w_stride);
+  layout(x_, sizes.fp8_weight ? DType::f8_e4m3 : sizes.dtype, sizes.inner, sizes.rows, sizes.x_stride);
+  layout(y_, sizes.dtype, sizes.outputs, sizes.rows, sizes.y_stride);
   choose();
 }
 
@@ -74,7 +83,7 @@ Matmul::~Matmul() {
 void Matmul::choose() {
   const auto& s = sizes_;
   auto& tuning = tuning_of(context_);
-  const auto key = fmt::format("matmul {} {}x{}->{} batch {} strides {} {} {}{}{}", name_of(s.dtype), s.rows, s.inner, s.outputs, s.batch, s.x_stride,
+  const auto key = fmt::format("matmul {}{} {}x{}->{} batch {} strides {} {} {}{}{}", name_of(s.dtype), s.fp8_weight ? fmt::format(" of {}", name_of(*s.fp8_weight)) : "", s.rows, s.inner, s.outputs, s.batch, s.x_stride,
                                s.w_stride, s.y_stride, s.w_transposed ? " transposed" : "", s.bias ? " bias" : "");
   cublasLtMatmulHeuristicResult_t result{};
   if (const auto known = tuning.find(key); known && from_hex(*known, algorithm_) &&
@@ -98,17 +107,17 @@ void Matmul::choose() {
   if (count > 1) {
     Stopwatch watch(context_.stream);
     void *x = watch.allocate(bytes(s.rows * s.inner, s.x_stride)), *w = watch.allocate(bytes(s.outputs * s.inner, s.w_stride)),
-         *y = watch.allocate(bytes(s.rows * s.outputs, s.y_stride)), *bias = watch.allocate(s.outputs * size_of(s.dtype)), *work = watch.allocate(kMostWorkspace);
+         *y = watch.allocate(bytes(s.rows * s.outputs, s.y_stride)), *bias = watch.allocate(s.outputs * size_of(s.dtype)), *work = watch.allocate(kMostWorkspace), *scale = watch.allocate(sizeof(float));
     float shortest = Stopwatch::kNever;
-    for (int i = 0; x && w && y && bias && work && i < count; ++i) {
+    for (int i = 0; x && w && y && bias && work && scale && i < count; ++i) {
       const auto& candidate = found[static_cast<std::size_t>(i)];
       if (candidate.state != CUBLAS_STATUS_SUCCESS) continue;
       const float ms = watch.time([&] {
-        return launch(candidate.algo, x, w, bias, y, work, static_cast<std::int64_t>(candidate.workspaceSize), context_.stream) == CUBLAS_STATUS_SUCCESS;
+        return launch(candidate.algo, x, w, bias, y, work, static_cast<std::int64_t>(candidate.workspaceSize), context_.stream,
+                      static_cast<const float*>(scale)) == CUBLAS_STATUS_SUCCESS;
       });
       if (ms < shortest * 0.99f) shortest = ms, best = i;  // of equals the library's own preference
     }
-
   }
   algorithm_ = found[static_cast<std::size_t>(best)].algo;
   workspace_ = static_cast<std::int64_t>(found[static_cast<std::size_t>(best)].workspaceSize);
@@ -116,18 +125,22 @@ void Matmul::choose() {
 }
 
 cublasStatus_t Matmul::launch(const cublasLtMatmulAlgo_t& algorithm, const void* x, const void* w, const void* bias, void* y, void* workspace,
-                              std::int64_t bytes, cudaStream_t stream) {
+                              std::int64_t bytes, cudaStream_t stream, const float* x_scale) {
   const float one = 1, zero = 0;
   if (sizes_.bias) {
     const auto status = cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    if (status != CUBLAS_STATUS_SUCCESS) return status;
+  }
+  if (sizes_.fp8_weight) {
+    const auto status = cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x_scale, sizeof x_scale);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
   }
   return cublasLtMatmul(context_.cublas, operation_, &one, w, w_, x, x_, &zero, y, y_, y, y_, &algorithm, workspace, static_cast<std::size_t>(bytes),
                         stream);
 }
 
-void Matmul::run(const void* x, const void* w, const void* bias, void* y, void* workspace) {
-  check(launch(algorithm_, x, w, bias, y, workspace, workspace_, context_.stream), "matmul");
+void Matmul::run(const void* x, const void* w, const void* bias, void* y, void* workspace, const float* x_scale) {
+  check(launch(algorithm_, x, w, bias, y, workspace, workspace_, context_.stream, x_scale), "matmul");
 }
 
 }  // namespace comfytp::backend::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "backend/cuda/context.h"
 #include "base/dtype.h"
@@ -19,6 +20,8 @@ struct MatmulSizes {
   std::int64_t batch = 1, x_stride = 0, w_stride = 0, y_stride = 0;
   bool w_transposed = false;  ///< w is [i, o] instead of [o, i]
   bool bias = false;
+  /// Set: x is f8_e4m3, w is of this fp8 dtype, and y and the bias alone are of `dtype`. For GPUs from sm_89 on, and sizes of 16.
+  std::optional<DType> fp8_weight;
 };
 
 class Matmul {
@@ -30,12 +33,13 @@ class Matmul {
   Matmul& operator=(const Matmul&) = delete;
 
   std::int64_t workspace_bytes() const { return workspace_; }
-  void run(const void* x, const void* w, const void* bias, void* y, void* workspace);
+  /// x_scale: a factor for x on the device, with fp8_weight.
+  void run(const void* x, const void* w, const void* bias, void* y, void* workspace, const float* x_scale = nullptr);
 
  private:
   void choose();
   cublasStatus_t launch(const cublasLtMatmulAlgo_t& algorithm, const void* x, const void* w, const void* bias, void* y, void* workspace,
-                        std::int64_t bytes, cudaStream_t stream);
+                        std::int64_t bytes, cudaStream_t stream, const float* x_scale);
 
   Context& context_;
   MatmulSizes sizes_;

@@ -6,7 +6,8 @@
 namespace comfytp::graph {
 namespace {
 
-// Inputs: x [.., i], w [o, i], the epilogue's operands. Attribute: epilogue (optional).
+// Inputs: x [.., i], w [o, i], the epilogue's operands. Attributes: epilogue (optional), product (optional): "fp8" lets a device round x to
+// fp8 e4m3, by one scale that brings its largest value to the largest of that type, where w is stored in fp8 and the device multiplies in it.
 class Linear final : public Op {
  public:
   std::string_view name() const override { return "linear"; }
@@ -15,6 +16,8 @@ class Linear final : public Op {
     expect_rank(name(), "w", in[1], 2);
     require(!in[0].shape.empty() && in[0].shape.back() == in[1].shape[1] && in[0].dtype == in[1].dtype,
             "[linear] expected x [..,i] and w [o,i] of one dtype but got {} and {}", to_string(in[0]), to_string(in[1]));
+    const auto product = a.text_or("product", "fp8");
+    require(product == "fp8", "[linear] expected product fp8 or none but got '{}'", product);
     Type out = in[0];
     out.shape.back() = in[1].shape[0];
     check_epilogue(name(), a, in, 2, out, out.shape.size() - 1);

@@ -73,7 +73,9 @@ class PassWriter {
     std::vector<Step> steps(chain.pre.begin(), chain.pre.begin() + static_cast<std::ptrdiff_t>(count));
     for (const auto& step : steps)
       if (step.operand >= 0) inputs.push_back(as_dtype(g_, bias(step), graph_.type(chain.start).dtype));
-    mapped(result) = g_.add("linear", inputs, {{"epilogue", list(Chain(), steps)}}, linear.name);
+    auto attrs = linear.attrs;
+    attrs.set("epilogue", list(Chain(), steps));
+    mapped(result) = g_.add("linear", inputs, attrs, linear.name);
   }
 
   // The step's operand as the pass takes it, behind the views that it does first.

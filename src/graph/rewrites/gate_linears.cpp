@@ -11,7 +11,7 @@ std::optional<Graph> gate_linears(const Graph& graph) {
   const auto node_of = [&](ValueId id) { return static_cast<std::size_t>(graph.value(id).node); };
   const auto is_own_linear = [&](ValueId id, std::size_t glu) {
     const Node& node = graph.producer(id);
-    return is(node, "linear") && node.inputs.size() == 2 && node.attrs.text_or("epilogue", "").empty() && uses[static_cast<std::size_t>(id)] == 1 &&
+    return is(node, "linear") && node.inputs.size() == 2 && node.attrs.text_or("epilogue", "").empty() && !node.attrs.has("product") && uses[static_cast<std::size_t>(id)] == 1 &&
            varies[node_of(id)] == varies[glu];
   };
   std::set<std::size_t> gated, gone;
