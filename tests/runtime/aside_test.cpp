@@ -189,7 +189,8 @@ class Machine {
         if (group.empty()) {
           auto ends = comm::host_group(std::vector<std::string>(members.size(), "cpu"), abort_, std::chrono::minutes(1));
           for (std::size_t r = 0; r < members.size(); ++r)
-            group.push_back(std::make_unique<QueuedCommunicator>(std::move(ends[r]), &group, *devices[static_cast<std::size_t>(members[r])], launch.aside));
+            group.push_back(
+                std::make_unique<QueuedCommunicator>(std::move(ends[r]), &group, *devices[static_cast<std::size_t>(members[r])], launch.aside));
         }
         launch.collective->communicator = group.at(static_cast<std::size_t>(attrs.integer("rank"))).get();
       }
@@ -270,7 +271,8 @@ Graph attention_blocks(int count, int before = 0) {
     const auto q = normed("q"), k = normed("k"), v = project("v");
     const auto o = b.merge_dims(b.transpose(b.attention(q, k, v, 0.5, name("attention")), {0, 2, 1, 3}), 2, 2);
     x = b.add(x, b.linear(o, b.weight(name("out"), {c, c}), name("out")));
-    x = b.add(x, b.linear(b.unary("gelu", b.linear(x, b.weight(name("ff1"), {2 * c, c}), name("ff1"))), b.weight(name("ff2"), {c, 2 * c}), name("ff2")));
+    const auto wide = b.unary("gelu", b.linear(x, b.weight(name("ff1"), {2 * c, c}), name("ff1")));
+    x = b.add(x, b.linear(wide, b.weight(name("ff2"), {c, 2 * c}), name("ff2")));
   }
   image = b.split_dim(b.transpose(x, {0, 2, 1}), 2, {8, 6});
   g.add_output("output", b.conv2d(image, b.weight("out", {4, c, 1, 1}), -1, 1, 0, "out"));

@@ -10,12 +10,20 @@ namespace {
 class Gathers {
  public:
   explicit Gathers(const Graph& graph)
-      : graph_(graph), nodes_(graph.nodes()), varies_(varies_per_call(graph)), reader_(nodes_.size(), nodes_.size()), aside_(nodes_.size()), placed_(nodes_.size()) {
+      : graph_(graph),
+        nodes_(graph.nodes()),
+        varies_(varies_per_call(graph)),
+        reader_(nodes_.size(), nodes_.size()),
+        aside_(nodes_.size()),
+        placed_(nodes_.size()) {
     const auto read_by = readers(graph);
     for (std::size_t i = nodes_.size(); i-- > 0;)
       for (ValueId id : nodes_[i].outputs)
-        for (int user : read_by[static_cast<std::size_t>(id)])
-          if (user >= 0) reader_[i] = std::min(reader_[i], is_view(at(user)) ? reader_[static_cast<std::size_t>(user)] : static_cast<std::size_t>(user));
+        for (int user : read_by[static_cast<std::size_t>(id)]) {
+          if (user < 0) continue;
+          const auto by = static_cast<std::size_t>(user);
+          reader_[i] = std::min(reader_[i], is_view(nodes_[by]) ? reader_[by] : by);
+        }
   }
 
   Graph run() {
@@ -39,8 +47,6 @@ class Gathers {
   }
 
  private:
-  const Node& at(int node) const { return nodes_[static_cast<std::size_t>(node)]; }
-
   // Statistics of a norm are of few bytes, and read at once.
   bool is_candidate(std::size_t i) const {
     if (!is(nodes_[i], "all_gather") || !varies_[i] || reader_[i] == nodes_.size()) return false;
@@ -48,7 +54,7 @@ class Gathers {
     return !is(from, "row_moments") && !is(from, "group_moments");
   }
 
-  // As far as nothing needs a gather of it, nor all devices for something else.
+  // The nodes from `begin` on up to the first that reads a gather among them, or is another collective.
   std::size_t window(std::size_t begin) const {
     std::size_t end = begin, last = nodes_.size();
     do {
@@ -58,6 +64,7 @@ class Gathers {
     return end;
   }
 
+  // Each gather with what it needs, then the rest.
   void arrange(std::size_t begin, std::size_t end) {
     const auto first = order_.size();
     for (std::size_t gather = begin; gather < end; ++gather) {
@@ -87,7 +94,7 @@ class Gathers {
   const Graph& graph_;
   const std::vector<Node>& nodes_;
   const std::vector<bool> varies_;
-  std::vector<std::size_t> reader_;    // the first that reads what a node makes, behind views
+  std::vector<std::size_t> reader_;    // the first that reads what a node makes, views aside
   std::vector<bool> aside_, placed_;
   std::vector<std::size_t> order_;
 };
