@@ -103,6 +103,8 @@ class SplitModule(torch.nn.Module):
             _engine=None,
             _snapshot=None,
             _changes=0,  # calls in a row before which an attribute changed
+            _seen=0,  # changes of any kind
+            _steady=False,  # the last call saw none
             _warned=set(),
             _lock=threading.RLock(),
         )
@@ -111,7 +113,7 @@ class SplitModule(torch.nn.Module):
     @torch.compiler.disable  # where a pipeline compiles its modules
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._current()(*args, **kwargs)
+            return self._call(args, kwargs)
         except Unsupported as reason:
             self._stats.torch_fallbacks += 1
             if str(reason) not in self._warned:
@@ -165,11 +167,13 @@ class SplitModule(torch.nn.Module):
 
     def unload(self) -> None:
         """Frees what the devices hold; the next call loads again."""
+        self._steady = False
         self._engine.unload()
 
     def update(self) -> None:
         """The next call reads the module anew, with all its weights: for writes that cannot be seen (see split())."""
         with self._lock:
+            self._steady = False
             self._snapshot = None
 
     def cancel(self) -> None:
@@ -187,18 +191,29 @@ class SplitModule(torch.nn.Module):
 
     # ---- the engine follows the module
 
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that nobody waits for is made over the module as the last call saw it, and the GPU works while the host looks whether
+        that still holds. If not, its result is thrown away. The call after a change looks first, as there may be another."""
+        seen = self._seen
+        ahead = self._calls.ahead(args, kwargs) if self._steady else None
+        calls = self._current()
+        return ahead[0] if ahead is not None and self._seen == seen else calls(*args, **kwargs)
+
     def _current(self) -> Calls:
         """The module's calls, on an engine that holds its weights as they are now."""
         with self._lock:
             snapshot = self._snapshot
-            if snapshot is not None and snapshot.same_structure() and snapshot.same_places():
-                written, captured = snapshot.written()
-                if not captured:
-                    if written:
-                        self._reload(snapshot, written)
-                        snapshot.remember()
-                    self._changes = 0
-                    return self._calls
+            same = snapshot is not None and snapshot.same_structure() and snapshot.same_places()
+            written, captured = snapshot.written() if same else (set(), False)
+            self._steady = same and not written and not captured
+            if not self._steady:
+                self._seen += 1
+            if same and not captured:
+                if written:
+                    self._reload(snapshot, written)
+                    snapshot.remember()
+                self._changes = 0
+                return self._calls
             self._snapshot = None
             self._snapshot = self._follow(snapshot, Snapshot(self._module))
             if self._changes > _MOST_CHANGES:
