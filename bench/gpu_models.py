@@ -2,9 +2,7 @@
 
     PYTHONPATH=build/python python bench/gpu_models.py [--models flux,zimage,qwen,wan] [--layers N] [--runs 10] [--profile] [--json FILE]
 
-bf16, batch 1, random weights. For every model: milliseconds a call of PyTorch (eager) and of the engine, each waited for before the next,
-so that the GPU stands idle while the host comes to its first launch; of the engine also queued, which nobody waits for, and how long the
-host takes, until the engine is called and until the call returns (queued_ms, until_engine_ms, host_ms); how far the engine's result
+bf16, batch 1, random weights. For every model: milliseconds a call of PyTorch (eager) and of the engine, how far the engine's result
 is from PyTorch's, and the floor: every matmul, convolution and attention of the call, each timed alone in a CUDA graph (cuBLASLt with its bias,
 cuDNN or flash attention, whichever is faster). --layers: the first N blocks (of flux N double and 2 N single ones), for time's sake;
 embeddings and the last layer count once, so that the ratio is that of a whole model within their share. sdxl: its UNet (f16, batch 2),
@@ -16,8 +14,6 @@ import collections
 import datetime
 import gc
 import json
-import statistics
-import time
 
 import diffusers
 import gpu_unet
@@ -121,38 +117,6 @@ def milliseconds(call, runs):
         return gpu_unet.milliseconds(call, runs)
     call()
     return 0.0
-
-
-def queued(split, call, runs):
-    """Milliseconds a call that is not waited for; then, of calls that are, until the engine gets it and until it returns."""
-    calls = split._calls
-    engine, at = calls._engine, []
-
-    class Timed:
-        def run(self, *arguments, **order):
-            at.append(time.perf_counter())
-            return engine.run(*arguments, **order)
-
-    wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
-    split(**call)
-    wait()
-    start = time.perf_counter()
-    for _ in range(runs):
-        split(**call)
-    wait()
-    each = (time.perf_counter() - start) / runs
-    calls._engine = Timed()
-    try:
-        until, whole = [], []
-        for _ in range(runs):
-            start = time.perf_counter()
-            split(**call)
-            whole.append(time.perf_counter() - start)
-            until.append(at[-1] - start)
-            wait()
-    finally:
-        calls._engine = engine
-    return 1e3 * each, 1e3 * statistics.median(until), 1e3 * statistics.median(whole)
 
 
 # ---- the floor
@@ -301,7 +265,6 @@ def measure(module, call, dtype, options):
     row["difference"] = difference(ours, theirs)
     del ours, theirs
     row["engine_ms"] = milliseconds(lambda: split(**call), options.runs)
-    row["queued_ms"], row["until_engine_ms"], row["host_ms"] = queued(split, call, options.runs)
     if options.profile:
         profile = split.profile()[0]
         row["step_ms"], row["launches"] = 1e3 * profile["seconds"], len(profile["launches"])
@@ -368,8 +331,7 @@ def main():
             print(json.dumps({key: value for key, value in row.items() if key != "profile"}), flush=True)
             if DEVICE == "cuda":
                 ratio = row["engine_ms"] / row["floor_ms"]
-                engine = f"engine {row['engine_ms']:.2f}  queued {row['queued_ms']:.2f}"
-                print(f"{name}: torch {row['torch_ms']:.2f}  {engine}  floor {row['floor_ms']:.2f}  engine / floor {ratio:.3f}")
+                print(f"{name}: torch {row['torch_ms']:.2f}  engine {row['engine_ms']:.2f}  floor {row['floor_ms']:.2f}  engine / floor {ratio:.3f}")
             print_profile(profile)
         except Exception as error:  # the others are measured all the same
             row = dict(model=name, error=f"{type(error).__name__}: {error}"[:2000])
