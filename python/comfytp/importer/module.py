@@ -63,7 +63,8 @@ def split(
 
     What changes in the module afterwards is seen at the next call: weights that are replaced or written to, submodules, hooks,
     attributes, buffers. One thing may not be: a write past torch's own counters (through `.data`, or to tensors of
-    inference_mode) that leaves the middle of a tensor as it was; call update() after such a one.
+    inference_mode) that leaves the middle of a tensor as it was; call update() after such a one. Nor is one through `.data` to an
+    argument on a GPU that is a prompt, or a mask whose contents code reads, when the same tensor is given again.
     """
     return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator)
 
@@ -149,9 +150,9 @@ class SplitModule(torch.nn.Module):
         )
 
     def engine_stats(self) -> dict[str, Any]:
-        """Counters since the split: "uploaded_bytes" of weights, "captures", "engine_calls", "torch_fallbacks" (calls that PyTorch
-        ran); and the engine's own: "prologues" (how often the prompt's part ran), "allocated_weight_bytes" and
-        "allocated_activation_bytes" (by device, now)."""
+        """Counters since the split: "uploaded_bytes" of weights, "captures", "engine_calls" (also those whose result was thrown away,
+        since the module had changed), "torch_fallbacks" (calls that PyTorch ran); and the engine's own: "prologues" (how often the
+        prompt's part ran), "allocated_weight_bytes" and "allocated_activation_bytes" (by device, now)."""
         engine = self._engine.stats()
         counters = dataclasses.asdict(self._stats)
         counters["uploaded_bytes"] += engine["uploaded_bytes"]
