@@ -55,8 +55,8 @@ ordered_json timeline_of(const runtime::StepProfile& profile, bool print) {
     json.push_back({{"what", what}, {"count", count}, {"seconds", seconds}, {"share", seconds / profile.seconds}});
     rows.push_back({what, count ? count_text(count) : "", fmt::format("{:.3f}", seconds * 1e3), percent_text(seconds, profile.seconds)});
   };
-  for (const auto& [kind, spent] : profile.exchanges) {
-    const bool beside = kind == "fetch_weight";
+  for (const auto& [what, spent] : profile.exchanges) {
+    const auto& [kind, beside] = what;
     if (!beside) computing -= spent.waiting_seconds + spent.moving_seconds;
     add(kind + (beside ? " waits, beside the rest" : " waits"), spent.calls, spent.waiting_seconds);
     add(kind + (beside ? " moves, beside the rest" : " moves"), spent.calls, spent.moving_seconds);

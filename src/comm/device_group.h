@@ -14,7 +14,8 @@ namespace comfytp::comm {
 struct DeviceRank {
   std::string name;       ///< for messages
   int ordinal = 0;        ///< of a CUDA device
-  void* queue = nullptr;  ///< backend::Device::queue(); null: it computes in the host's memory
+  void* queue = nullptr;  ///< backend::Device::queue() or side_queue(); null: it computes in the host's memory
+  bool aside = false;     ///< the queue runs beside another that computes: leave that the room
 };
 
 /// The way between CUDA devices.

@@ -41,13 +41,12 @@ std::int64_t Assembly::offset_of(const Home& home) const {
 
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
 // fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as bytes and collectives
-// are counted, it is the same one on all devices. The first reader of a chunk waits for all of it, since every wait between the queues costs
-// the device a gap; the first chunk is waited for weight by weight, with nothing to hide behind.
+// are counted, it is the same one on all devices. Other collectives aside stay where the graph has them.
 void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   constexpr std::int64_t kChunks = 64, kMostBytes = std::int64_t{64} << 20;
   std::int64_t total = 0;
   for (const auto& launch : launches)
-    if (launch.aside) total += launch.collective->out.bytes();
+    if (is_fetch(launch)) total += launch.collective->out.bytes();
   const auto chunk = std::min(total / kChunks, kMostBytes);
   std::vector<std::size_t> key(launches.size()), order(launches.size());
   std::vector<std::size_t> chunk_of(launches.size());
@@ -55,7 +54,7 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     key[i] = order[i] = i;
-    if (!launches[i].aside) continue;
+    if (!is_fetch(launches[i])) continue;
     if (bytes >= chunk) previous = current, current = i, bytes = 0, ++chunks;
     bytes += launches[i].collective->out.bytes();
     key[i] = previous;
@@ -63,24 +62,31 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   }
   // Of those at one place the fetch comes first: what stood there may be a fetch that has gone ahead itself.
   std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
-    return std::tuple(key[x], !launches[x].aside) < std::tuple(key[y], !launches[y].aside);
+    return std::tuple(key[x], !is_fetch(launches[x])) < std::tuple(key[y], !is_fetch(launches[y]));
   });
   std::vector<PendingLaunch> hoisted;
-  for (auto i : order) hoisted.push_back(std::move(launches[i]));
+  std::vector<std::size_t> hoisted_chunks;
+  for (auto i : order) hoisted.push_back(std::move(launches[i])), hoisted_chunks.push_back(chunk_of[i]);
   launches = std::move(hoisted);
+  await(launches, hoisted_chunks);
+}
+
+// Whoever reads first what is made aside waits for it. The first reader of a chunk of weights waits for all of it, since every wait between
+// the queues costs the device a gap; the first chunk, 0, is waited for weight by weight, with nothing to hide behind.
+void Assembly::await(std::vector<PendingLaunch>& launches, const std::vector<std::size_t>& chunks) {
   std::map<int, std::vector<std::size_t>> pending;  // by the memory that they fill, which may have other names
   std::set<std::size_t> awaited;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     auto& after = launches[i].after;
     for (const auto& home : launches[i].in)
       if (const auto found = home.block < 0 ? pending.end() : pending.find(root(home.block)); found != pending.end()) {
-        for (auto fetch : found->second)
-          if (awaited.insert(fetch).second) after.push_back(fetch);
+        for (auto made : found->second)
+          if (awaited.insert(made).second) after.push_back(made);
         pending.erase(found);
       }
     if (!launches[i].aside || launches[i].out[0].block < 0) continue;
     auto last = i;  // of its chunk
-    while (chunk_of[order[i]] > 0 && last + 1 < launches.size() && launches[last + 1].aside && chunk_of[order[last + 1]] == chunk_of[order[i]]) ++last;
+    while (chunks[i] > 0 && last + 1 < launches.size() && launches[last + 1].aside && chunks[last + 1] == chunks[i]) ++last;
     pending[root(launches[i].out[0].block)].push_back(last);
   }
 }
@@ -105,21 +111,42 @@ void Assembly::finish(Program& program) {
   });
 }
 
+void Assembly::use(const Home& home, int time) {
+  if (home.block < 0) return;
+  Block& b = block(home);
+  b.first = b.first < 0 ? time : std::min(b.first, time);
+  b.last = std::max(b.last, time);
+}
+
 void Assembly::measure() {
-  const auto use = [&](const Home& home, int time) {
-    if (home.block < 0) return;
-    Block& b = block(home);
-    if (b.first < 0) b.first = time;
-    b.first = std::min(b.first, time);
-    b.last = std::max(b.last, time);
-  };
   for (const auto& [binding, home] : inputs_) use(home, binding.prompt ? 0 : step_begins());
   each_launch([&](PendingLaunch& launch, int time) {
     for (const auto& home : launch.in) use(home, time);
     for (const auto& home : launch.out) use(home, time);
   });
+  hold(prologue_, 1);
+  hold(step_, step_begins() + 1);
   for (const auto& [binding, home] : outputs_) use(home, end());
   for (auto& b : blocks_) b.kept = b.first < step_begins() && b.last > step_begins();
+}
+
+// A launch aside may read and write at any time until it has been waited for, at the latest behind its phase.
+void Assembly::hold(const std::vector<PendingLaunch>& launches, int begin) {
+  std::vector<std::size_t> running;
+  const auto until = [&](std::size_t last, int time) {
+    std::erase_if(running, [&](std::size_t i) {
+      if (i > last) return false;
+      for (const auto* homes : {&launches[i].in, &launches[i].out})
+        for (const auto& home : *homes) use(home, time);
+      return true;
+    });
+  };
+  for (std::size_t i = 0; i < launches.size(); ++i) {
+    const auto time = begin + static_cast<int>(i);
+    if (const auto& after = launches[i].after; !after.empty()) until(*std::max_element(after.begin(), after.end()), time);
+    if (launches[i].aside) running.push_back(i);
+  }
+  if (!launches.empty()) until(launches.size(), begin + static_cast<int>(launches.size()) - 1);
 }
 
 // Output 0 takes over the memory of an input that nobody needs afterwards. What is kept of a prompt is never overwritten.

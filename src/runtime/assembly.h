@@ -55,8 +55,12 @@ class Assembly {
   int root(int block);
   std::int64_t offset_of(const Home& home) const;  // bytes into the root of its block
   Block& block(const Home& home) { return blocks_[static_cast<std::size_t>(root(home.block))]; }
+  static bool is_fetch(const PendingLaunch& launch) { return launch.aside && launch.in[0].block < 0; }
   void hoist(std::vector<PendingLaunch>& launches);
+  void await(std::vector<PendingLaunch>& launches, const std::vector<std::size_t>& chunks);
+  void use(const Home& home, int time);
   void measure();
+  void hold(const std::vector<PendingLaunch>& launches, int begin);
   void reuse(PendingLaunch& launch, int time);
   void place_blocks(Program& program);
   Place place(const Home& home);

@@ -141,7 +141,8 @@ std::optional<std::size_t> Calls::home_of(const Tensors& inputs, const Tensors& 
   return static_cast<std::size_t>(found - ordinals_.begin());
 }
 
-// Numbers of the caller's settle it without a look. What lies on a device is compared there, the one wait of a queued call.
+// Numbers of the caller's settle it without a look. What lies on a device and has none that is known is compared there, the one wait of a
+// queued call.
 PromptCache::Found Calls::find_prompt(const Call& call) {
   std::vector<PromptInput> inputs;
   std::vector<TensorView> there;
@@ -150,7 +151,7 @@ PromptCache::Found Calls::find_prompt(const Call& call) {
     inputs.push_back({call.inputs.at(name), number == call.options.contents.end() ? 0 : number->second, std::nullopt});
     if (!inputs.back().view.host) there.push_back(inputs.back().view);
   }
-  if (const auto slot = call.compiled.prompts.find_numbers(inputs)) return {*slot, true};
+  if (const auto slot = call.compiled.prompts.find_without_digests(inputs)) return {*slot, true};
   if (!there.empty()) {
     std::vector<backend::Digest> digests;
     team_->run_on(*call.home, [&](std::size_t, backend::Device& device) {

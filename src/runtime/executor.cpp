@@ -34,25 +34,28 @@ void Executor::record(backend::Device& device) {
   recorded_ = true;
 }
 
-// Neighbours aside leave the queue at one point and only what a launch waits for is marked: a wait between queues costs the device a gap. The
-// side queue is joined at the end for the sake of those that nobody reads here.
+// A wait between queues costs the device a gap. So neighbours aside leave the queue at one point, and a launch waits for the last of what it
+// waits for. The side queue is joined at the end for the sake of those that nobody reads here.
 void Executor::run(backend::Device& device, const std::vector<Launch>& launches, const Bound& bound, const Segment& segment) {
+  const auto awaited = [&](const Launch& launch) {  // what a launch waits for here, and one
+    std::size_t end = segment.first;
+    for (auto made : launch.after) end = std::max(end, made + 1);
+    return end;
+  };
   std::map<std::size_t, std::size_t> tickets;  // of what is awaited, once it is there
   for (std::size_t i = segment.first; i < segment.last; ++i)
-    for (auto fetch : launches[i].after)
-      if (fetch >= segment.first) tickets[fetch];
-  bool open = false;
+    if (const auto end = awaited(launches[i]); end > segment.first) tickets[end - 1];
+  std::size_t given = segment.first, joined = segment.first;  // behind the last that went aside, and the last that was waited for
   for (std::size_t i = segment.first; i < segment.last; ++i) {
     const auto& launch = launches[i];
-    for (auto fetch : launch.after)
-      if (const auto ticket = tickets.find(fetch); ticket != tickets.end()) device.join(ticket->second);
+    if (const auto end = awaited(launch); end > joined) device.join(tickets.at(end - 1)), joined = end;
     if (launch.aside && (i == segment.first || !launches[i - 1].aside)) device.fork();
     run(launch, bound.addresses[i]);
     if (!launch.aside) continue;
-    open = true;
-    if (const auto awaited = tickets.find(i); awaited != tickets.end()) awaited->second = device.mark();
+    given = i + 1;
+    if (const auto ticket = tickets.find(i); ticket != tickets.end()) ticket->second = device.mark();
   }
-  if (open) device.join(device.mark());
+  if (given > joined) device.join(device.mark());
 }
 
 void Executor::record(backend::Device& device, const std::vector<Launch>& launches, Bound& bound) const {
@@ -62,13 +65,13 @@ void Executor::record(backend::Device& device, const std::vector<Launch>& launch
 }
 
 // The host takes its time to hand over each launch of a recording, and the device begins when it has all: so the first recording is a
-// short one, with which the device is busy while it is given the rest. It does not end among fetches that run aside, nor before their readers.
+// short one, with which the device is busy while it is given the rest. It does not end among launches aside, nor before their readers.
 Executor::Bound Executor::resolve(const std::vector<Launch>& launches) const {
   constexpr std::size_t kFirst = 64;
   std::vector<std::size_t> awaited(launches.size() + 1, launches.size());  // the first launch that one from here on waits for
   for (std::size_t i = launches.size(); i-- > 0;) {
     awaited[i] = awaited[i + 1];
-    for (auto fetch : launches[i].after) awaited[i] = std::min(awaited[i], fetch);
+    for (auto made : launches[i].after) awaited[i] = std::min(awaited[i], made);
   }
   Bound bound;
   for (std::size_t i = 0; i < launches.size(); ++i) {
@@ -141,14 +144,14 @@ void Executor::repeat_step(backend::Device& device, const comm::Abort& abort) {
   check_collectives();
 }
 
-std::map<std::string, comm::Communicator::Spent> Executor::spent() const {
-  std::map<const comm::Communicator*, bool> aside;  // each once
+Exchanges Executor::spent() const {
+  std::map<const comm::Communicator*, const Launch*> users;  // each once
   for (const auto& launch : program_.step)
-    if (launch.collective) aside[launch.collective->communicator] = launch.aside;
-  std::map<std::string, comm::Communicator::Spent> all;
-  for (const auto& [communicator, beside] : aside)
+    if (launch.collective) users[launch.collective->communicator] = &launch;
+  Exchanges all;
+  for (const auto& [communicator, user] : users)
     for (const auto& [kind, spent] : communicator->spent()) {
-      auto& sum = all[beside ? "fetch_weight" : kind];
+      auto& sum = all[{user->aside && graph::is(*user->collective->node, "fetch_weight") ? "fetch_weight" : kind, user->aside}];
       sum.calls += spent.calls;
       sum.waiting_seconds += spent.waiting_seconds;
       sum.moving_seconds += spent.moving_seconds;
@@ -168,7 +171,9 @@ std::vector<double> Executor::time_launches(backend::Device& device, const comm:
     }
     device.synchronize();
     const auto start = std::chrono::steady_clock::now();
+    if (launch.aside) device.fork();
     once();
+    if (launch.aside) device.join(device.mark());
     device.synchronize();
     launch.collective->communicator->check();
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

@@ -40,10 +40,16 @@ void PromptCache::use(Slot& slot, const std::vector<PromptInput>& inputs) {
   for (const auto& input : inputs) slot.numbers.push_back(input.content);
 }
 
-std::optional<int> PromptCache::find_numbers(const std::vector<PromptInput>& inputs) {
+std::optional<int> PromptCache::find_without_digests(const std::vector<PromptInput>& inputs) {
+  const auto same_number = [&](const Slot& slot, std::size_t i) { return inputs[i].content != 0 && slot.numbers[i] == inputs[i].content; };
+  const auto same_content = [&](const Slot& slot, std::size_t i) {
+    const auto& view = inputs[i].view;
+    return view.host && !slot.digests[i] && slot.dtypes[i] == view.dtype && Content(view).equals(slot.content[i]);
+  };
   for (Slot& slot : slots_) {
     bool same = slot.valid;
-    for (std::size_t i = 0; same && i < inputs.size(); ++i) same = inputs[i].content != 0 && slot.numbers[i] == inputs[i].content;
+    for (std::size_t i = 0; same && i < inputs.size(); ++i) same = same_number(slot, i) || inputs[i].view.host;  // the cheap part first
+    for (std::size_t i = 0; same && i < inputs.size(); ++i) same = same_number(slot, i) || same_content(slot, i);
     if (!same) continue;
     use(slot, inputs);
     return static_cast<int>(&slot - slots_.data());

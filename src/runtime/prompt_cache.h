@@ -28,8 +28,9 @@ class PromptCache {
     int slot = 0;
     bool known = false;  ///< its results are there
   };
-  /// The slot whose prompt had these numbers of the caller's, none of which may be 0, without a look at the contents.
-  std::optional<int> find_numbers(const std::vector<PromptInput>& inputs);
+  /// The slot of these inputs as far as it can be told without digests: each has the caller's number that it had, or lies in host memory
+  /// as it did.
+  std::optional<int> find_without_digests(const std::vector<PromptInput>& inputs);
   /// The slot of these inputs. An unknown prompt's slot counts as empty until confirm().
   Found find(const std::vector<PromptInput>& inputs);
   void confirm(int slot) { slots_[static_cast<std::size_t>(slot)].valid = true; }

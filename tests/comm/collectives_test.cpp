@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "ranks.h"
 
@@ -300,6 +301,69 @@ TEST_P(Recorded, ReplaysDoWhatTheCallsDid) {
         ASSERT_TRUE(sum[r].memory == total.memory) << size << " after " << done << " replays on rank " << r;
         ASSERT_TRUE(whole[r].memory == rotated) << size << " after " << done << " replays on rank " << r;
       }
+    }
+    group.run([&](comm::Communicator& c, backend::Device*) { recordings[static_cast<std::size_t>(c.rank())].reset(); });
+    group.get();
+  }
+}
+
+// Two groups of the same devices, one on their side queues: neither sees anything of the other, and both find room.
+TEST_P(Recorded, WhatRunsAsideGoesOnBesideTheQueue) {
+  Group group(GetParam());
+  const int n = GetParam().size();
+  const int steps = n % 3 == 0 ? 2 : 3;
+  std::vector<comm::DeviceRank> members(static_cast<std::size_t>(n));
+  group.run([&](comm::Communicator& c, backend::Device* device) {
+    members[static_cast<std::size_t>(c.rank())] = {device->spec().name(), device->spec().index, device->side_queue(), true};
+  });
+  const auto beside = comm::device_group(members, group.abort, std::chrono::minutes(5), GetParam().route);
+  for (std::int64_t size : {std::int64_t{5}, std::int64_t{3000}, std::int64_t{700000}}) {
+    std::vector<std::int64_t> bounds, lo, hi;
+    for (int r = 0; r <= n; ++r) bounds.push_back(r * size);
+    for (int r = 0; r < n; ++r) {
+      lo.push_back((r + 1) % n * size);
+      hi.push_back(lo.back() + size);
+    }
+    std::vector<Tensor> part, next, last, sum, whole;
+    std::vector<std::byte> initial;
+    for (int r = 0; r < n; ++r) {
+      for (auto* tensors : {&part, &next, &last, &sum}) tensors->emplace_back(Shape{size}, DType::f32);
+      whole.emplace_back(Shape{n * size}, DType::f32);
+      fill(part.back(), [&](std::int64_t i) { return whole_number(i, r) + 100.0F * static_cast<float>(r); });
+      initial.insert(initial.end(), part.back().memory.begin(), part.back().memory.end());
+    }
+    const auto views = group.put(by_rank(part, next, last, sum, whole));
+    std::vector<std::unique_ptr<backend::Recording>> recordings(static_cast<std::size_t>(n));
+    group.run([&](comm::Communicator& c, backend::Device* device) {
+      const auto r = static_cast<std::size_t>(c.rank());
+      const auto& v = views[r];
+      recordings[r] = device->record([&] {
+        const auto hand_on = [&](std::size_t from, std::size_t to) { c.halo_exchange(v[from], v[to], 0, bounds, lo, hi); };
+        hand_on(0, 1);
+        device->fork();
+        beside[r]->all_gather(v[1], v[4], 0, bounds);
+        const auto gathered = device->mark();
+        if (steps == 3) hand_on(1, 2);
+        hand_on(static_cast<std::size_t>(steps - 1), 0);
+        for (int i = 0; i < 3; ++i) c.all_reduce(v[0], v[3]);
+        device->join(gathered);
+      });
+    });
+    int done = 0;
+    for (int replays : {1, 2, 4, 93}) {
+      group.run([&](comm::Communicator& c, backend::Device* device) {
+        const auto r = static_cast<std::size_t>(c.rank());
+        for (int i = 0; i < replays; ++i) recordings[r]->replay();
+        device->synchronize();
+        c.check();
+        beside[r]->check();
+      });
+      done += replays;
+      group.get(true);
+      auto handed_on = initial;
+      std::rotate(handed_on.begin(), handed_on.begin() + ((done - 1) * steps + 1) % n * static_cast<std::ptrdiff_t>(size * 4), handed_on.end());
+      for (std::size_t r = 0; r < whole.size(); ++r)
+        ASSERT_TRUE(whole[r].memory == handed_on) << size << " after " << done << " replays on rank " << r;
     }
     group.run([&](comm::Communicator& c, backend::Device*) { recordings[static_cast<std::size_t>(c.rank())].reset(); });
     group.get();

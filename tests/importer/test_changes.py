@@ -8,6 +8,7 @@ import comfytp
 import pytest
 import torch
 from comfytp.importer import calls as importer_calls
+from comfytp.importer import module as importer_module
 from test_module_calls import Small, own_cache, same, x_of  # noqa: F401
 
 
@@ -229,6 +230,46 @@ def test_change_of_weights_is_seen_without_a_capture(change, monkeypatch):
         same(split(x_of()), expected)
     assert (before - expected).abs().max() > 1e-2
     assert split.engine_stats()["captures"] == 1
+
+
+@pytest.mark.parametrize("change", [*ATTRIBUTES, write, write_through_data, replace_data, replace_parameter, assign_state], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_call_that_was_made_before_the_change_was_seen_is_made_again(module, change, monkeypatch):
+    monkeypatch.setattr(importer_module, "gpus_of", lambda devices: {torch.device("cpu")})  # tensors there are taken for a GPU's
+    split = comfytp.split(module)
+
+    def calls():
+        before = split.engine_stats()["engine_calls"]
+        same(split(x_of()), module(x_of()))
+        return split.engine_stats()["engine_calls"] - before
+
+    assert [calls() for _ in range(3)] == [1, 1, 1]
+    change(module)
+    assert [calls() for _ in range(3)] == [2, 1, 1]
+    change(module)
+    calls()
+    change(module)
+    assert calls() == 1  # behind a change it is looked first
+    assert split.engine_stats()["torch_fallbacks"] == 0
+
+
+@torch.no_grad()
+def test_call_is_made_before_the_module_is_looked_at_where_nobody_waits_for_it(module, monkeypatch):
+    monkeypatch.setattr(importer_module, "gpus_of", lambda devices: {torch.device("cpu")})
+    split = comfytp.split(module)
+    split(x_of())
+    split(x_of())
+    order = []
+    monkeypatch.setattr(split._snapshot, "same_structure", lambda: order.append("look") or True)
+    real = split._calls._run
+    monkeypatch.setattr(split._calls, "_run", lambda *arguments: order.append("call") or real(*arguments))
+    same(split(x_of()), module(x_of()))
+    assert order == ["call", "look"]
+    split.unload()
+    same(split(x_of()), module(x_of()))
+    assert order == ["call", "look", "look", "call"]
+    split(x_of(5, 3, 8))  # of another shape: nothing is ready
+    assert order == ["call", "look", "look", "call", "look", "call"]
 
 
 @torch.no_grad()

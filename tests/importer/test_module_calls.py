@@ -72,6 +72,19 @@ def same(result, expected):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_arguments_are_the_same_however_they_are_given(module):
+    split = comfytp.split(module)
+    x, context = x_of(), x_of(2, 5, 8, seed=1)
+    ways = [((x, context), {}), ((x,), {"context": context}), ((), {"context": context, "x": x}), ((), {"x": x, "context": context})]
+    ways += [((x, None), {}), ((x,), {"context": None}), ((), {"context": None, "x": x})]
+    for _ in range(3):
+        for args, kwargs in ways:
+            same(split(*args, **kwargs), module(*args, **kwargs))
+    with pytest.raises(TypeError), pytest.warns(UserWarning, match="multiple values"):
+        split(x, x=x)
+    assert split.engine_stats()["captures"] == 2
+
+
 def test_one_capture_serves_all_calls_of_a_shape(module):
     split = comfytp.split(module)
     same(split(x_of()), module(x_of()))
@@ -166,6 +179,24 @@ def test_contents_that_decide_are_part_of_the_key(module):
         same(split(x_of(), mask=mask, kind="mask"), module(x_of(), mask=mask, kind="mask"))
     stats = split.engine_stats()
     assert stats["captures"] == 2 and stats["torch_fallbacks"] == 0
+
+
+def test_mask_on_a_gpu_is_read_once_as_long_as_nothing_is_written_to_it(module, monkeypatch):
+    read = []
+    real = importer_calls.content_hash
+    monkeypatch.setattr(importer_calls, "on_gpu", lambda tensor: True)
+    split = comfytp.split(module)
+    mask = torch.arange(3) < 2
+    same(split(x_of(), mask=mask, kind="mask"), module(x_of(), mask=mask, kind="mask"))
+    monkeypatch.setattr(importer_calls, "content_hash", lambda tensor: read.append(tensor) or real(tensor))
+    same(split(x_of(), mask=mask, kind="mask"), module(x_of(), mask=mask, kind="mask"))
+    assert not read
+    for length in (3, 1, 2):
+        mask.copy_(torch.arange(3) < length)
+        same(split(x_of(), mask=mask, kind="mask"), module(x_of(), mask=mask, kind="mask"))
+        same(split(x_of(), mask=mask.clone(), kind="mask"), module(x_of(), mask=mask, kind="mask"))
+    assert any(tensor is mask for tensor in read) and any(tensor is not mask for tensor in read)
+    assert split.engine_stats()["captures"] == 3
 
 
 def test_unknown_op_is_named_in_one_warning_and_run_by_torch(module):

@@ -1,5 +1,7 @@
 """comfytp.split on a GPU: every family of denoisers, as exact as PyTorch on the same GPU in the same dtype."""
 
+import copy
+
 import comfytp
 import denoisers
 import pytest
@@ -57,3 +59,24 @@ def test_split_module_gives_in_fp32_what_the_module_gives(name):
         assert error(split(**on_gpu(call)), module(**on_gpu(call))) <= 1e-4
     split.synchronize()
     assert all_ran_on_the_engine(split)
+
+
+@pytest.mark.parametrize("place", ["cuda", "cpu"])
+@torch.no_grad()
+def test_queued_call_is_made_again_over_weights_that_were_written_before_it(place):
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64)).requires_grad_(False).to(place)
+    split = comfytp.split(module, "cuda:0")
+    x = torch.randn(4, 64, device="cuda")
+
+    def compare():
+        torch.testing.assert_close(split(x), copy.deepcopy(module).cuda()(x), rtol=1e-4, atol=1e-4)
+
+    for _ in range(3):
+        compare()
+    module[0].weight.mul_(2)
+    compare()
+    compare()
+    split.synchronize()
+    stats = split.engine_stats()
+    assert stats["captures"] == 1 and stats["torch_fallbacks"] == 0
+    assert stats["engine_calls"] == 6  # one was thrown away

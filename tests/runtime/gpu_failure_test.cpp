@@ -121,12 +121,14 @@ std::vector<Setting> settings() {
     for (auto route : {comm::Route::peer, comm::Route::staged}) {
       all.push_back({devices, "tensor=2", route, sharding::Placement::resident});
       all.push_back({devices, "patch=2", route, sharding::Placement::gathered});
+      all.push_back({devices, "patch=2", route, sharding::Placement::resident});  // of two GPUs gathers run aside
     }
   return all;
 }
 
 std::string label(const ::testing::TestParamInfo<Setting>& info) {
   std::string name = info.param.devices + (info.param.route == comm::Route::peer ? "_peer_" : "_staged_") + info.param.mesh.substr(0, info.param.mesh.find('='));
+  name += info.param.placement == sharding::Placement::gathered ? "_gathered" : "_resident";
   std::erase(name, ':');
   std::replace(name.begin(), name.end(), ',', '_');
   return name;

@@ -179,6 +179,38 @@ TEST(Queue, PromptsWithNumbersAreNotLookedAt) {
   EXPECT_EQ(f.prologues(), 2);
 }
 
+TEST(Queue, APromptsPartInHostMemoryIsComparedThereAndTheRestIsNotLookedAt) {
+  Graph g;
+  graph::Builder b(g, DType::f32);
+  const auto w = b.weight("w", {8, 8});
+  const auto prompt = b.add(b.linear(b.input("text", {4, 8}, DType::f32, "prompt"), w, -1, "text"), b.input("scale", {1, 8}, DType::f32, "prompt"));
+  g.add_output("output", b.add(b.input("x", {4, 8}, DType::f32), prompt));
+  Queued f(g);
+  HostInputs inputs(g);
+  HostOutputs outputs(g);
+  const auto call = [&](std::uint64_t number) {
+    auto in = on_gpu(inputs.views, 0);
+    in["scale"].host = true;
+    f.engine->run(*f.engine->compile(g), in, on_gpu(outputs.views, 0), {kStream, {{"text", number}}});
+    f.engine->synchronize();
+    EXPECT_LT(error_of(oracle(g, *f.weights, inputs), outputs), 1e-5);
+  };
+  call(7);
+  call(7);
+  EXPECT_EQ(f.digests(), 1);
+  inputs.values["scale"][3] += 1;
+  call(7);
+  EXPECT_EQ(f.prologues(), 2);
+  call(7);
+  inputs.values["scale"][3] -= 1;
+  call(7);
+  EXPECT_EQ(f.prologues(), 2) << "both are kept";
+  EXPECT_EQ(f.digests(), 2);
+  call(8);
+  EXPECT_EQ(f.prologues(), 2);
+  EXPECT_EQ(f.digests(), 3);
+}
+
 TEST(Queue, CancelMakesWhatIsQueuedNanAndIsToldOnce) {
   const Graph g = small_unet();
   Queued f(g);

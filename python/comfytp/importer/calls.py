@@ -14,9 +14,9 @@ import torch
 from torch.utils._pytree import tree_unflatten
 
 from .. import Graph, _core
-from .._arrays import Queue
+from .._arrays import Contents, Queue, on_gpu
 from . import cache
-from .key import Arguments, arguments_of, content_hash, module_hash
+from .key import Arguments, Forms, content_hash, module_hash
 from .program import Output, Program, import_call
 from .unsupported import Unsupported
 
@@ -95,6 +95,9 @@ class Calls:
         self.stats = stats or Stats()
         self._gpus = frozenset(gpus)
         self._queue = Queue()
+        self._forms = Forms()
+        self._numbers = Contents()
+        self._hashes = Recent(_MOST_KNOWN)  # of contents, by their numbers
         self.last: Ready | None = None  # what served the last call
         self._module = module
         self._engine = engine
@@ -110,15 +113,26 @@ class Calls:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's result. Raises Unsupported where the call cannot be captured."""
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
-            raise Unsupported("an argument asks for gradients")
-        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
-            raise Unsupported("the call stands in torch.autocast")
-        arguments = arguments_of(self._module.forward, args, kwargs)
+        arguments = self._arguments(args, kwargs)
         with self._lock:
             arguments, ready = self._find(arguments)
             engine = self._engine
         return self._run(arguments, ready, engine)
+
+    def ahead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """(the result,) of a call that nobody waits for, over what is ready; else None."""
+        if not self._gpus:
+            return None
+        try:
+            arguments = self._arguments(args, kwargs)
+        except Unsupported:
+            return None
+        if _device_of(arguments) not in self._gpus:
+            return None
+        with self._lock:
+            found = self._ready_for(arguments)
+            engine = self._engine
+        return (self._run(*found, engine),) if found is not None else None
 
     def renew(self, module_hash: str, engine: Any = None) -> None:
         """The module has become another one, with this hash, or its weights are those of another engine."""
@@ -131,9 +145,16 @@ class Calls:
             self._variants.clear()
             self.last = None
 
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
+            raise Unsupported("an argument asks for gradients")
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            raise Unsupported("the call stands in torch.autocast")
+        return self._forms.arguments_of(self._module.forward, args, kwargs)
+
     def _run(self, arguments: Arguments, ready: Ready, engine: Any) -> Any:
         tensors = [arguments.leaves[i] for i in arguments.tensors]
-        device = next((t.device for t in tensors if t.dim()), torch.device("cpu"))  # a number may lie anywhere
+        device = _device_of(arguments)
         place = device if device in self._gpus else torch.device("cpu")
         owners = {name: tensor for name, tensor in zip(ready.program.inputs, tensors, strict=True) if name is not None}
         leaves, outputs = [], {}
@@ -152,6 +173,33 @@ class Calls:
 
     # ---- which program
 
+    def _ready_for(self, arguments: Arguments) -> tuple[Arguments, Ready] | None:
+        skeleton = arguments.key(without=arguments.numbers)
+        variants = self._variants.get(skeleton)
+        if variants is None:
+            return None
+        self._learn_numbers(arguments, variants)
+        arguments, _, key = self._as_captured(arguments, skeleton, variants)
+        ready = self._ready.get(key)
+        return (arguments, ready) if ready is not None else None
+
+    def _as_captured(self, given: Arguments, skeleton: Any, variants: _Variants) -> tuple[Arguments, dict[int, torch.Tensor], Any]:
+        """With numbers that became inputs; the contents that a capture hangs on; the key."""
+        arguments = _with_inputs(given, variants.inputs)
+        contents = self._contents(arguments) if variants.contents else {}
+        exact = arguments.key() if given.numbers else skeleton
+        return arguments, contents, (exact, tuple((i, self._hash_of(t)) for i, t in contents.items()))
+
+    def _hash_of(self, tensor: torch.Tensor) -> str:
+        """Of a tensor on a GPU, for which the host must wait, only where torch has counted a write since the last time."""
+        number = self._numbers.number(tensor) if on_gpu(tensor) else 0
+        known = self._hashes.get(number) if number else None
+        if known is None:
+            known = content_hash(tensor)
+            if number:
+                self._hashes[number] = known
+        return known
+
     def _find(self, arguments: Arguments) -> tuple[Arguments, Ready]:
         skeleton = arguments.key(without=arguments.numbers)
         variants = self._variants.get(skeleton)
@@ -160,9 +208,7 @@ class Calls:
         self._learn_numbers(arguments, variants)
         given = arguments
         while True:
-            arguments = _with_inputs(given, variants.inputs)
-            contents = self._contents(arguments) if variants.contents else {}
-            key = (arguments.key(), tuple((i, content_hash(t)) for i, t in contents.items()))
+            arguments, contents, key = self._as_captured(given, skeleton, variants)
             found = self._ready.get(key)
             if found is not None:
                 return arguments, found
@@ -255,10 +301,18 @@ class Calls:
 
 def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
     """Numbers as tensors of rank 0."""
+    if not numbers:
+        return arguments
     leaves = list(arguments.leaves)
     for i in numbers:
         leaves[i] = torch.tensor(leaves[i], dtype=torch.float32 if isinstance(leaves[i], float) else torch.int64, device="cpu")
-    return Arguments(leaves, arguments.spec, arguments.names)
+    return Arguments(leaves, arguments.form)
+
+
+def _device_of(arguments: Arguments) -> torch.device:
+    """Where the call's tensors lie; a number may lie anywhere."""
+    tensors = (arguments.leaves[i] for i in arguments.tensors)
+    return next((t.device for t in tensors if t.dim()), torch.device("cpu"))
 
 
 def gpus_of(devices: str) -> set[torch.device]:

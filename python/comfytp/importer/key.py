@@ -3,10 +3,11 @@
 import functools
 import hashlib
 import inspect
+import itertools
 import pathlib
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,27 +23,43 @@ _FIXED_TYPES = (type(None), bool, int, float, complex, str, bytes, torch.dtype, 
 _OF_A_CLASS = (types.FunctionType, *_FIXED_TYPES)
 
 
-@dataclass
-class Arguments:
-    """A call's arguments as the leaves of (args, kwargs), their tree, and a name for each: "added_cond_kwargs.text_embeds"."""
+@dataclass(frozen=True)
+class Form:
+    """The tree of a call's (args, kwargs), as torch has it and as text, and a name for each leaf: "added_cond_kwargs.text_embeds"."""
 
-    leaves: list[Any]
     spec: Any
+    text: str
     names: list[str]
 
+
+@dataclass
+class Arguments:
+    """A call's arguments as the leaves of (args, kwargs)."""
+
+    leaves: list[Any]
+    form: Form
+
     @property
+    def spec(self) -> Any:
+        return self.form.spec
+
+    @property
+    def names(self) -> list[str]:
+        return self.form.names
+
+    @functools.cached_property
     def tensors(self) -> list[int]:
         """The leaves that are tensors."""
         return [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
 
-    @property
+    @functools.cached_property
     def numbers(self) -> list[int]:
         return [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, (int, float)) and not isinstance(leaf, bool)]
 
     def key(self, without: Iterable[int] = ()) -> tuple[Any, ...]:
         """Equal for calls that one program serves; without the values of some numbers."""
         without = set(without)
-        parts: list[Any] = [str(self.spec), str(torch.get_default_dtype())]
+        parts: list[Any] = [self.form.text, str(torch.get_default_dtype())]
         for i, leaf in enumerate(self.leaves):
             if isinstance(leaf, torch.Tensor):
                 parts.append(("tensor", str(leaf.dtype), tuple(leaf.shape)))
@@ -80,7 +97,51 @@ def arguments_of(forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
             raise Unsupported(f"argument {name} is a {type(leaf).__name__}, neither a tensor nor a plain value")
         leaves.append(leaf)
         leaf_names.append(name)
-    return Arguments(leaves, spec, leaf_names)
+    return Arguments(leaves, Form(spec, str(spec), leaf_names))
+
+
+class Forms:
+    """arguments_of() for many calls of few forms: what does not depend on the leaves' values is found once for each form."""
+
+    _MOST = 1000
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Form, list[int]]] = {}  # by function and tree: the form, and where its leaves are among those given
+
+    def arguments_of(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+        given: list[Any] = []
+        tree = (type(forward), getattr(forward, "__func__", forward), _tree(args, given), _tree(dict(kwargs), given))
+        known = self._known.get(tree)
+        if known is not None:
+            return Arguments([given[i] for i in known[1]], known[0])
+        arguments = arguments_of(forward, args, kwargs)
+        if all(isinstance(leaf, (torch.Tensor, *_FIXED_TYPES)) for leaf in given):  # no leaf of ours is a container of torch's
+            count = itertools.count()
+            order = arguments_of(forward, _numbered(args, count), _numbered(dict(kwargs), count)).leaves
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[tree] = arguments.form, order
+        return arguments
+
+
+def _tree(value: Any, leaves: list[Any]) -> Any:
+    """Of tuples, lists and dicts within each other what is not their leaves, which it appends to `leaves`."""
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return (kind, *[_tree(part, leaves) for part in value])
+    if kind is dict:
+        return (kind, *[(key, _tree(part, leaves)) for key, part in value.items()])
+    leaves.append(value)
+    return kind
+
+
+def _numbered(value: Any, count: Iterator[int]) -> Any:
+    """The same tree with the leaves' numbers instead of them."""
+    if type(value) in (tuple, list):
+        return type(value)(_numbered(part, count) for part in value)
+    if type(value) is dict:
+        return {key: _numbered(part, count) for key, part in value.items()}
+    return next(count)
 
 
 def _name(path: tuple[Any, ...], names: list[str]) -> str:

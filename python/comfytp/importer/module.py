@@ -63,7 +63,8 @@ def split(
 
     What changes in the module afterwards is seen at the next call: weights that are replaced or written to, submodules, hooks,
     attributes, buffers. One thing may not be: a write past torch's own counters (through `.data`, or to tensors of
-    inference_mode) that leaves the middle of a tensor as it was; call update() after such a one.
+    inference_mode) that leaves the middle of a tensor as it was; call update() after such a one. Nor is one through `.data` to an
+    argument on a GPU that is a prompt, or a mask whose contents code reads, when the same tensor is given again.
     """
     return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator)
 
@@ -103,6 +104,8 @@ class SplitModule(torch.nn.Module):
             _engine=None,
             _snapshot=None,
             _changes=0,  # calls in a row before which an attribute changed
+            _seen=0,  # changes of any kind
+            _steady=False,  # the last call saw none
             _warned=set(),
             _lock=threading.RLock(),
         )
@@ -111,7 +114,7 @@ class SplitModule(torch.nn.Module):
     @torch.compiler.disable  # where a pipeline compiles its modules
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return self._current()(*args, **kwargs)
+            return self._call(args, kwargs)
         except Unsupported as reason:
             self._stats.torch_fallbacks += 1
             if str(reason) not in self._warned:
@@ -147,9 +150,9 @@ class SplitModule(torch.nn.Module):
         )
 
     def engine_stats(self) -> dict[str, Any]:
-        """Counters since the split: "uploaded_bytes" of weights, "captures", "engine_calls", "torch_fallbacks" (calls that PyTorch
-        ran); and the engine's own: "prologues" (how often the prompt's part ran), "allocated_weight_bytes" and
-        "allocated_activation_bytes" (by device, now)."""
+        """Counters since the split: "uploaded_bytes" of weights, "captures", "engine_calls" (also those whose result was thrown away,
+        since the module had changed), "torch_fallbacks" (calls that PyTorch ran); and the engine's own: "prologues" (how often the
+        prompt's part ran), "allocated_weight_bytes" and "allocated_activation_bytes" (by device, now)."""
         engine = self._engine.stats()
         counters = dataclasses.asdict(self._stats)
         counters["uploaded_bytes"] += engine["uploaded_bytes"]
@@ -165,11 +168,13 @@ class SplitModule(torch.nn.Module):
 
     def unload(self) -> None:
         """Frees what the devices hold; the next call loads again."""
+        self._steady = False
         self._engine.unload()
 
     def update(self) -> None:
         """The next call reads the module anew, with all its weights: for writes that cannot be seen (see split())."""
         with self._lock:
+            self._steady = False
             self._snapshot = None
 
     def cancel(self) -> None:
@@ -187,18 +192,29 @@ class SplitModule(torch.nn.Module):
 
     # ---- the engine follows the module
 
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that nobody waits for is made over the module as the last call saw it, and the GPU works while the host looks whether
+        that still holds. If not, its result is thrown away. The call after a change looks first, as there may be another."""
+        seen = self._seen
+        ahead = self._calls.ahead(args, kwargs) if self._steady else None
+        calls = self._current()
+        return ahead[0] if ahead is not None and self._seen == seen else calls(*args, **kwargs)
+
     def _current(self) -> Calls:
         """The module's calls, on an engine that holds its weights as they are now."""
         with self._lock:
             snapshot = self._snapshot
-            if snapshot is not None and snapshot.same_structure() and snapshot.same_places():
-                written, captured = snapshot.written()
-                if not captured:
-                    if written:
-                        self._reload(snapshot, written)
-                        snapshot.remember()
-                    self._changes = 0
-                    return self._calls
+            same = snapshot is not None and snapshot.same_structure() and snapshot.same_places()
+            written, captured = snapshot.written() if same else (set(), False)
+            self._steady = same and not written and not captured
+            if not self._steady:
+                self._seen += 1
+            if same and not captured:
+                if written:
+                    self._reload(snapshot, written)
+                    snapshot.remember()
+                self._changes = 0
+                return self._calls
             self._snapshot = None
             self._snapshot = self._follow(snapshot, Snapshot(self._module))
             if self._changes > _MOST_CHANGES:

@@ -37,7 +37,7 @@ std::optional<std::size_t> channel_of(const Graph& graph, ValueId value, ValueId
 bool is_heavy(const Graph& graph, ValueId id) {
   const Node* node = &graph.producer(id);
   while (is_view(*node)) node = &graph.producer(node->inputs[0]);
-  return is_projection(*node) || is(*node, "attention") || is(*node, "matmul") || (node->op->collective() && !is(*node, "fetch_weight"));
+  return is_heavy(*node) || (node->op->collective() && !is(*node, "fetch_weight"));
 }
 
 bool is_constant(const Graph& graph, ValueId id, double value) {

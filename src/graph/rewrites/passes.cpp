@@ -4,6 +4,8 @@ namespace comfytp::graph {
 
 bool is_projection(const Node& node) { return is(node, "linear") || is(node, "conv1d") || is(node, "conv2d") || is(node, "conv3d"); }
 
+bool is_heavy(const Node& node) { return is_projection(node) || is(node, "attention") || is(node, "matmul"); }
+
 std::size_t channel_dim(const Graph& graph, const Node& projection) {
   return is(projection, "linear") ? graph.type(projection.outputs[0]).shape.size() - 1 : 1;
 }

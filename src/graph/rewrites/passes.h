@@ -36,6 +36,8 @@ Graph fuse_into_passes(const Graph& graph);
 
 /// linear or a convolution.
 bool is_projection(const Node& node);
+/// A projection, attention or matmul: what takes the time.
+bool is_heavy(const Node& node);
 /// The dimension of a projection's output that its weight's dimension 0 makes.
 std::size_t channel_dim(const Graph& graph, const Node& projection);
 /// `operand` broadcasts over all dimensions of `out` but `channel`: a bias, whatever its dimensions of size 1.

@@ -5,8 +5,6 @@
 namespace comfytp::graph {
 namespace {
 
-bool is_heavy(const Node& node) { return is_projection(node) || is(node, "attention") || is(node, "matmul"); }
-
 // For each value: was anything heavy needed for it?
 std::vector<bool> behind_heavy(const Graph& graph) {
   std::vector<bool> result(graph.value_count());
