@@ -115,6 +115,17 @@ ordered_json profile_of(const runtime::StepProfile& profile, bool print) {
   return report;
 }
 
+// The first seeded call's output where weights in fp8 are decoded at use.
+std::vector<float> decoded_output(const Options& options, const planner::Plan& plan, const models::UNetCall& call, const std::optional<OnlyRank>& only) {
+  auto model = options.model;
+  model.compute = "bf16";
+  const auto denoiser = model.open(plan, DType::bf16, {}, {}, only ? std::optional(only->rank) : std::nullopt);
+  const Interruptible guard(denoiser->engine());
+  SeededCall rows(denoiser->checkpoint().unet, call, 1);
+  denoiser->run(rows.inputs(), rows.output_view());
+  return rows.output;
+}
+
 int bench(const Options& options) {
   const auto only = only_rank_from(options.rank_only);
   std::optional<planner::Link> link;
@@ -149,12 +160,16 @@ int bench(const Options& options) {
     for (std::size_t d = 0; d < names.size(); ++d) collective_seconds[d].push_back(stats.collective_seconds.at(d));
   }
 
-  const auto output = rows.output();
   std::vector<runtime::StepProfile> profiles;
   if (options.profile) profiles = engine.profile(*denoiser->compile(call));
   const auto stats = engine.stats();
   std::optional<double> predicted;
   if (link) predicted = planner::predicted_seconds(median(seconds), exchanged_by(engine.report(*denoiser->compile(call)).at(0)), *link);
+  std::optional<double> fp8_error;
+  if (options.model.compute_name() == "fp8") {
+    engine.unload();
+    fp8_error = difference(rows.output, decoded_output(options, plan, call, only)).relative;
+  }
   const auto [least, most] = std::minmax_element(seconds.begin(), seconds.end());
   ordered_json devices = ordered_json::array();
   std::vector<std::vector<std::string>> rows_text = {{"device", "peak memory", "weights", "activations", "in collectives"}};
@@ -175,6 +190,7 @@ int bench(const Options& options) {
         {"median_seconds", median(seconds)},  {"min_seconds", *least}, {"max_seconds", *most}, {"runs", options.runs},
         {"load_seconds", stats.load_seconds}, {"devices", devices}};
     if (predicted) report["predicted_seconds"] = *predicted;
+    if (fp8_error) report["fp8_error"] = *fp8_error;
     for (std::size_t d = 0; d < profiles.size(); ++d) report["profile"][names[d]] = profile_of(profiles[d], false);
     fmt::print("{}\n", report.dump(2));
   } else {
@@ -184,6 +200,7 @@ int bench(const Options& options) {
     if (predicted)
       fmt::print("whole   {}, predicted and not measured: with what this rank exchanges over a link of {}\n", seconds_text(*predicted),
                  link->to_string());
+    if (fp8_error) fmt::print("error   {:.3g} of products in fp8, against decoded weights in bf16\n", *fp8_error);
     fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
     print_table(rows_text);
     for (std::size_t d = 0; d < profiles.size(); ++d) {

@@ -122,14 +122,11 @@ std::string ModelOptions::compute_name() const {
     const auto at = nlohmann::json::json_pointer("/call/compute");
     if (json.is_object() && json.contains(at) && json.at(at).is_string()) name = json.at(at).get<std::string>();
   }
-  require(name == "f32" || name == "f16" || name == "bf16" || name == "fp8", "[compute] expected f32, f16, bf16 or fp8 but got '{}'", name);
+  pipeline::compute_from_name(name);
   return name;
 }
 
-DType ModelOptions::compute_dtype() const {
-  const auto name = compute_name();
-  return name == "fp8" ? DType::bf16 : dtype_from_name(name);
-}
+DType ModelOptions::compute_dtype() const { return pipeline::compute_from_name(compute_name()).dtype; }
 
 std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan, DType compute,
                                                        std::function<void(std::int64_t, std::int64_t)> progress,

@@ -104,4 +104,21 @@ Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int s
   return sampled;
 }
 
+Difference difference(const std::vector<float>& a, const std::vector<float>& b) {
+  Difference d;
+  double squares = 0, reference = 0, low = b.at(0), high = b.at(0);
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    const double delta = std::abs(static_cast<double>(a[i]) - b[i]);
+    if (std::isnan(delta) || delta > d.max_abs) d.max_abs = delta;  // once no number, always none
+    squares += delta * delta;
+    reference += static_cast<double>(b[i]) * b[i];
+    low = std::min<double>(low, b[i]);
+    high = std::max<double>(high, b[i]);
+  }
+  d.relative = squares == 0 ? 0 : std::sqrt(squares / reference);
+  const double deviation = std::sqrt(squares / static_cast<double>(b.size()));
+  d.psnr_db = deviation == 0 ? kEqualDb : std::min(kEqualDb, 20 * std::log10((high - low) / deviation));
+  return d;
+}
+
 }  // namespace comfytp::cli

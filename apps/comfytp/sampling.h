@@ -37,4 +37,13 @@ struct Sampled {
 Sampled sample(pipeline::Denoiser& denoiser, const models::UNetCall& call, int steps, std::uint64_t seed, const Sampled* along,
                const std::function<void(int done)>& progress);
 
+/// Between two results.
+struct Difference {
+  double max_abs = 0;
+  double relative = 0;  ///< |a - b| / |b| in the Euclidean norm
+  double psnr_db = 0;   ///< against the range of b
+};
+constexpr double kEqualDb = 300;  ///< what stands for infinity, which JSON lacks
+Difference difference(const std::vector<float>& a, const std::vector<float>& b);
+
 }  // namespace comfytp::cli

@@ -19,7 +19,8 @@ class Denoiser:
     weights: the path of a safetensors file (single-file checkpoint or bare denoiser), an index or a diffusers folder; or a
         mapping of their keys to arrays, such as a state_dict. They stay in their dtype and are decoded at use.
     devices, mesh, placement, timeout, communicator: as in Engine.
-    compute: "f32", "bf16" or, on GPUs, "f16", the dtype of the arithmetic; sums and norms are f32 in all.
+    compute: "f32", "bf16" or, on GPUs, "f16", the dtype of the arithmetic; sums and norms are f32 in all. "fp8" is bf16 with products of
+        weights stored in fp8 as Engine makes them.
     heads, head_dim: number or width of the attention heads where the family's rule (8 heads for SD1.x, width 64 for the
         others) does not hold: shapes do not tell.
 

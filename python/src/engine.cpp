@@ -16,8 +16,8 @@ namespace {
 class Engine {
  public:
   Engine(const graph::Graph& graph, nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement,
-         const std::string& communicator, double timeout) {
-    auto options = options_of(devices, mesh, placement, communicator, timeout);
+         const std::string& communicator, double timeout, const std::string& compute) {
+    auto options = options_of(devices, mesh, placement, communicator, timeout, compute);
     auto source = weights_of(weights);
     const nb::gil_scoped_release release;
     graph::verify(graph);
@@ -67,8 +67,10 @@ class Engine {
 }  // namespace
 
 runtime::EngineOptions options_of(const std::string& devices, const std::string& mesh, const std::string& placement, const std::string& communicator,
-                                  double timeout) {
+                                  double timeout, const std::string& compute) {
+  require(compute.empty() || compute == "fp8", "[python] expected compute 'fp8' or None but got '{}'", compute);
   runtime::EngineOptions options;
+  options.fp8_products = !compute.empty();
   auto& plan = options.plan;
   plan.devices = backend::parse_devices(devices);
   plan.mesh = mesh.empty() ? planner::default_mesh(plan.devices) : sharding::Mesh::parse(mesh);
@@ -146,8 +148,9 @@ nb::dict stats_of(const runtime::Engine& engine) {
 void bind_engine(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<Engine>(m, "Engine")
-      .def(nb::init<const graph::Graph&, nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, double>(),
-           "graph"_a, "weights"_a, "devices"_a, "mesh"_a, "placement"_a, "communicator"_a, "timeout"_a)
+      .def(nb::init<const graph::Graph&, nb::handle, const std::string&, const std::string&, const std::string&, const std::string&, double,
+                    const std::string&>(),
+           "graph"_a, "weights"_a, "devices"_a, "mesh"_a, "placement"_a, "communicator"_a, "timeout"_a, "compute"_a)
       .def("load", &Engine::load)
       .def("unload", &Engine::unload)
       .def("run", &Engine::run, "inputs"_a, "outputs"_a, "stream"_a = nb::none(), "contents"_a = Contents())

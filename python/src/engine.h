@@ -20,9 +20,9 @@
 namespace comfytp::python {
 
 /// devices "cpu:0,cpu:1"; mesh "tensor=2" or "" for the planner's choice; placement "resident" or "gathered"; communicator as
-/// comm::route_from_name takes it; timeout in seconds. Throws Error naming the argument.
+/// comm::route_from_name takes it; timeout in seconds; compute "fp8" for products in it, or "". Throws Error naming the argument.
 runtime::EngineOptions options_of(const std::string& devices, const std::string& mesh, const std::string& placement,
-                                  const std::string& communicator, double timeout);
+                                  const std::string& communicator, double timeout, const std::string& compute);
 
 /// A call's order as Python gives it: the handle of the current stream (None: none), and numbers for contents by input.
 using Stream = std::optional<std::uintptr_t>;

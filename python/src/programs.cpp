@@ -85,8 +85,8 @@ struct Handle {
 class Programs {
  public:
   Programs(nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement, double timeout,
-           const std::string& communicator) {
-    auto options = options_of(devices, mesh, placement, communicator, timeout);
+           const std::string& communicator, const std::string& compute) {
+    auto options = options_of(devices, mesh, placement, communicator, timeout, compute);
     options.progress = [progress = progress_](std::int64_t done, std::int64_t total) {
       progress->done = done;
       progress->total = done < total ? total : 0;
@@ -201,8 +201,8 @@ void bind_programs(nb::module_& m) {
                        "Several graphs over one set of weights on the devices: what stands behind a module that is captured once a shape.\n\n"
                        "weights: as Engine's; or an object with tensors() -> {key: (dtype, shape)} and read(key, starts, stops) -> array, which is\n"
                        "asked for one part of one key at a time, from any thread.")
-      .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, double, const std::string&>(), "weights"_a,
-           "devices"_a, "mesh"_a, "placement"_a, "timeout"_a, "communicator"_a = "best")
+      .def(nb::init<nb::handle, const std::string&, const std::string&, const std::string&, double, const std::string&, const std::string&>(), "weights"_a,
+           "devices"_a, "mesh"_a, "placement"_a, "timeout"_a, "communicator"_a = "best", "compute"_a = "")
       .def("add_weights", &Programs::add_weights, "mapping"_a, "Further weights, for graphs to come.")
       .def("compile", &Programs::compile, "graph"_a, "mesh"_a = "",
            "Partitions and lowers a graph, over another mesh than the one given at first where one is named. Raises Error naming the op or the\n"

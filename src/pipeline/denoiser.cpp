@@ -28,6 +28,12 @@ const TensorView& input(const Tensors& inputs, const std::string& name, std::siz
 
 }  // namespace
 
+Compute compute_from_name(const std::string& name) {
+  require(name == "f32" || name == "f16" || name == "bf16" || name == "fp8", "[compute] expected f32, f16, bf16 or fp8 but got '{}'", name);
+  if (name == "fp8") return {DType::bf16, true};
+  return {dtype_from_name(name), false};
+}
+
 Denoiser::Denoiser(std::shared_ptr<const weights::Source> checkpoint, DenoiserOptions options)
     : options_(std::move(options)),
       checkpoint_(models::recognise(std::move(checkpoint), options_.heads)),

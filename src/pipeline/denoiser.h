@@ -13,6 +13,13 @@
 
 namespace comfytp::pipeline {
 
+/// What "f32", "f16", "bf16" or "fp8" asks for; fp8 is bf16 with products in fp8 of what is stored in it. Throws Error.
+struct Compute {
+  DType dtype = DType::f32;
+  bool fp8_products = false;
+};
+Compute compute_from_name(const std::string& name);
+
 struct DenoiserOptions {
   runtime::EngineOptions engine;
   models::HeadOptions heads;

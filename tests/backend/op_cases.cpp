@@ -35,6 +35,19 @@ OpCase linear(const std::string& name, Shape x, std::int64_t o, const std::strin
           true};
 }
 
+// Both operands have three bits behind the first, which a product of 16 of them and more is a few hundredths away for.
+OpCase fp8_linear(const std::string& name, Shape x, std::int64_t o, const std::string& epilogue = "", const std::string& input_name = "x") {
+  return {"linear_in_fp8_" + name,
+          [=](Builder& b) {
+            std::vector<ValueId> in = {input(b, x, input_name), b.weight("w", {o, x.back()})};
+            Shape y = x;
+            y.back() = o;
+            for (auto id : operands(b, epilogue, y, y.size() - 1)) in.push_back(id);
+            return b.graph.add("linear", in, {{"epilogue", epilogue}, {"product", std::string("fp8")}});
+          },
+          true, 0.05};
+}
+
 OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "",
             std::int64_t groups = 1) {
   const auto spatial = stride.size();
@@ -111,7 +124,9 @@ OpCase upsample(const std::string& name, Shape x, Ints from, Ints to, Ints size,
 
 void add_contractions(std::vector<OpCase>& cases) {
   const std::string all = "bias,silu,mul,add,gelu";
-  for (auto& c : {linear("plain", {6, 32}, 64),
+  for (auto& c : {fp8_linear("plain", {2, 40, 64}, 96), fp8_linear("biased", {77, 272}, 48, "bias,silu"), fp8_linear("few_rows", {3, 64}, 32, "bias"),
+                  fp8_linear("odd", {40, 52}, 24), fp8_linear("no_rows", {0, 32}, 16), fp8_linear("far_from_zero", {64, 96}, 32, "", "offset"),
+                  linear("plain", {6, 32}, 64),
                   linear("odd", {2, 5, 13}, 7, "bias"),
                   linear("one_row", {1, 96}, 80, "bias,silu"),
                   linear("vector", {19}, 3),

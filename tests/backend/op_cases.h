@@ -13,6 +13,7 @@ struct OpCase {
   std::string name;  ///< of letters, digits and underscores
   std::function<graph::ValueId(graph::Builder&)> build;
   bool weights = false;
+  double fp8_tolerance = 0;  ///< what stands for a device's usual one where weights are stored in fp8, if it is larger
 };
 
 std::vector<OpCase> op_cases();

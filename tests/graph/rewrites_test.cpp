@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "base/error.h"
+
 #include "graph/text.h"
 #include "random_graph.h"
 
@@ -104,6 +106,37 @@ TEST(VariesPerCall, FetchesAWeightInTheCallThatUsesIt) {
   const auto varies = varies_per_call(g);
   for (int i : {3, 6, 7}) EXPECT_TRUE(varies[i]) << i;
   for (int i : {2, 5, 9, 10, 11}) EXPECT_FALSE(varies[i]) << i;
+}
+
+TEST(MultiplyInFp8, AsksOfLinearsAloneAndIsKept) {
+  const Graph g = multiply_in_fp8(parse(R"(
+    %0 = input() {name="x", shape=[64,32], dtype="f32"}
+    %1 = weight() {key="w", dtype="f32", full=[48,32], offset=[0,0], shape=[48,32]}
+    %2 = weight() {key="v", dtype="f32", full=[48,32], offset=[0,0], shape=[48,32]}
+    %3 = linear(%0, %1)
+    %4 = linear(%0, %2)
+    %5 = gelu(%4)
+    %6 = mul(%3, %5)
+    %7 = weight() {key="u", dtype="f32", full=[16,48], offset=[0,0], shape=[16,48]}
+    %8 = weight() {key="b", dtype="f32", full=[16], offset=[0], shape=[16]}
+    %9 = linear(%6, %7)
+    %10 = add(%9, %8)
+    output y = %10)"));
+  for (auto fusion : {Fusion::epilogues, Fusion::passes}) {
+    const Graph fused = fuse(g, fusion);
+    std::size_t linears = 0;
+    for (const auto& node : fused.nodes()) {
+      EXPECT_FALSE(is(node, "gated_linear")) << "which has no product in fp8";
+      EXPECT_EQ(node.attrs.text_or("product", ""), is(node, "linear") ? "fp8" : "") << node.op->name();
+      linears += is(node, "linear");
+    }
+    EXPECT_EQ(linears, 3u);
+    EXPECT_EQ(fused.producer(fused.outputs()[0].value).attrs.text_or("epilogue", ""), "bias");
+  }
+  const std::string text = R"(%0 = input() {name="x", shape=[2,2], dtype="f32"}
+    %1 = linear(%0, %0) {product="int4"}
+    output y = %1)";
+  EXPECT_THROW(parse(text), Error);
 }
 
 }  // namespace

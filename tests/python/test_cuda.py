@@ -251,6 +251,44 @@ def test_what_leaves_the_range_of_f16_is_told():
     assert torch.equal(split(large), large * large)
 
 
+# ---- products in fp8
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="no fp8 here")
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_products_in_fp8_are_a_few_hundredths_off_and_keep_weights_as_they_are(dtype, stored):
+    graph = comfytp.Graph()
+    x = graph.input("x", [2, 200, 512], dtype)
+    for i in range(3):
+        x = graph.add("linear", [x, graph.weight(f"{i}", [512, 512], dtype)])
+    graph.output("y", x)
+    torch.manual_seed(0)
+    weights = {f"{i}": (torch.randn(512, 512) / 512**0.5).to(stored) for i in range(3)}
+    call = {"x": torch.randn(2, 200, 512, device="cuda", dtype=torch.half if dtype == "f16" else torch.bfloat16)}
+    call["x"][0, 0, 0] = 300  # one that is far larger than the others
+    decoded, fp8 = (comfytp.Engine(graph, weights, "cuda:0", compute=compute) for compute in (None, "fp8"))
+    expected, result = decoded(**call)["y"], fp8(**call)["y"]
+    assert 0.005 <= relative_error(result.float(), expected.float()) <= 0.08
+    assert torch.equal(fp8(**call)["y"], result)
+    assert fp8.stats()["allocated_weight_bytes"] == [3 * 512 * 512]
+    call["x"][1, 3, 5] = float("nan")
+    with pytest.warns(RuntimeWarning):
+        assert fp8(**call)["y"].isnan().all()
+        fp8.synchronize()
+
+
+def test_few_rows_and_odd_sizes_are_decoded():
+    graph = comfytp.Graph()
+    graph.output("few", graph.add("linear", [graph.input("x", [2, 64], "f16"), graph.weight("a", [32, 64], "f16")]))
+    graph.output("odd", graph.add("linear", [graph.input("z", [64, 50], "f16"), graph.weight("b", [30, 50], "f16")]))
+    torch.manual_seed(0)
+    weights = {"a": torch.randn(32, 64).to(torch.float8_e4m3fn), "b": torch.randn(30, 50).to(torch.float8_e4m3fn)}
+    call = {"x": torch.randn(2, 64, device="cuda").half(), "z": torch.randn(64, 50, device="cuda").half()}
+    decoded, fp8 = (comfytp.Engine(graph, weights, "cuda:0", compute=compute)(**call) for compute in (None, "fp8"))
+    assert all(torch.equal(decoded[name], fp8[name]) for name in decoded)
+
+
 # ---- several GPUs
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices here")

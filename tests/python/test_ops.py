@@ -192,6 +192,16 @@ def test_weights_of_any_dtype_are_decoded_at_use(name, stored):
     assert engine.stats()["allocated_weight_bytes"] == [sum(t.nbytes for t in weights.values())]
 
 
+def test_a_device_without_products_in_fp8_decodes_weights_all_the_same():
+    case = CASES["linear"]
+    graph, inputs, weights = graph_of(case, torch.float32)
+    weights = {key: tensor.to(torch.float8_e4m3fn) for key, tensor in weights.items()}
+    expected = comfytp.Engine(graph, weights)(**inputs)["y"]
+    assert torch.equal(comfytp.Engine(graph, weights, compute="fp8")(**inputs)["y"], expected)
+    with pytest.raises(comfytp.Error, match="expected compute 'fp8' or None but got 'int4'"):
+        comfytp.Engine(graph, weights, compute="int4")
+
+
 @pytest.mark.parametrize("to", [torch.float16, torch.bfloat16, torch.float32])
 def test_cast_rounds_as_torch_does(to):
     graph = comfytp.Graph()

@@ -49,11 +49,12 @@ def split(
     prompt_inputs: str | Iterable[str] = PROMPT_INPUTS,
     timeout: float = 600,
     communicator: str | None = None,
+    compute: str | None = None,
 ) -> "SplitModule":
     """A module of the same signature whose forward runs split over several devices.
 
     module: any of Python code; of one that is split already, the module within, which is split anew.
-    devices, mesh, placement, timeout, communicator: as in comfytp.Engine.
+    devices, mesh, placement, timeout, communicator, compute: as in comfytp.Engine.
     prompt_inputs: names of arguments, or a regular expression of their names, that stay the same over the steps of a picture;
         what hangs on them alone runs once.
 
@@ -66,7 +67,9 @@ def split(
     inference_mode) that leaves the middle of a tensor as it was; call update() after such a one. Nor is one through `.data` to an
     argument on a GPU that is a prompt, or a mask whose contents code reads, when the same tensor is given again.
     """
-    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator)
+    return SplitModule(
+        module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator, compute=compute
+    )
 
 
 class SplitModule(torch.nn.Module):
@@ -82,6 +85,7 @@ class SplitModule(torch.nn.Module):
         prompt_inputs: str | Iterable[str],
         timeout: float,
         communicator: str | None,
+        compute: str | None,
     ) -> None:
         if isinstance(module, SplitModule):
             module = module.module
@@ -91,13 +95,13 @@ class SplitModule(torch.nn.Module):
             raise _core.Error(f"[split] expected a module of Python code but got a {type(module).__name__}: split the one in it")
         devices = list(devices) if isinstance(devices, Iterable) and not isinstance(devices, str) else devices
         prompt_inputs = list(prompt_inputs) if isinstance(prompt_inputs, Iterable) and not isinstance(prompt_inputs, str) else prompt_inputs
-        _check_arguments(devices, mesh, placement, prompt_inputs, timeout, communicator)
+        _check_arguments(devices, mesh, placement, prompt_inputs, timeout, communicator, compute)
         super().__init__()
         # From here on attributes that are not among these are the module's, which is no submodule: names stay as they are.
         self.__dict__.update(
             training=module.training,
             _module=module,
-            _engine_arguments=(device_list(devices), mesh or "", placement or "resident", timeout, communicator or "best"),
+            _engine_arguments=(device_list(devices), mesh or "", placement or "resident", timeout, communicator or "best", compute or ""),
             _prompt_inputs=prompt_inputs,
             _stats=Stats(),
             _calls=None,
@@ -271,8 +275,8 @@ class SplitModule(torch.nn.Module):
 
     def __reduce__(self) -> Any:
         """Copies and pickles are of the module, split in the same way."""
-        devices, mesh, placement, timeout, communicator = self._engine_arguments
-        return _split_again, (self._module, devices, mesh, placement, self._prompt_inputs, timeout, communicator)
+        devices, mesh, placement, timeout, communicator, compute = self._engine_arguments
+        return _split_again, (self._module, devices, mesh, placement, self._prompt_inputs, timeout, communicator, compute)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "SplitModule":
         self._module._apply(*args, **kwargs)
@@ -305,7 +309,7 @@ class SplitModule(torch.nn.Module):
         return f"{type(self._module).__name__} on {self._engine_arguments[0]}"
 
 
-def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any, timeout: Any, communicator: Any) -> None:
+def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any, timeout: Any, communicator: Any, compute: Any) -> None:
     def names(value: Any) -> bool:
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
@@ -316,6 +320,7 @@ def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any
         ("prompt_inputs", names(prompt_inputs), "a regular expression or a list of names", prompt_inputs),
         ("timeout", isinstance(timeout, (int, float)), "a number of seconds", timeout),
         ("communicator", communicator is None or isinstance(communicator, str), "None, 'peer' or 'staged'", communicator),
+        ("compute", compute in (None, "fp8"), "None or 'fp8'", compute),
     ):
         if not good:
             raise _core.Error(f"[{name}] expected {expected} but got {value!r}")
@@ -327,9 +332,11 @@ def _check_arguments(devices: Any, mesh: Any, placement: Any, prompt_inputs: Any
 
 
 def _split_again(
-    module: torch.nn.Module, devices: str, mesh: str, placement: str, prompt_inputs: Any, timeout: float, communicator: str
+    module: torch.nn.Module, devices: str, mesh: str, placement: str, prompt_inputs: Any, timeout: float, communicator: str, compute: str
 ) -> SplitModule:
-    return SplitModule(module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator)
+    return SplitModule(
+        module, devices, mesh, placement, prompt_inputs=prompt_inputs, timeout=timeout, communicator=communicator, compute=compute or None
+    )
 
 
 __all__ = ["Plan", "SplitModule", "split"]
