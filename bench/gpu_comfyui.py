@@ -10,10 +10,11 @@ sampling begins and ends with. engine: its last call again and again, the prompt
 overheads are node's and loop's over engine. Of the host's time in a step: core is the engine, the wait for a prompt's digest included; wrapper
 the node's Python around it; sampler the rest, the wait for the GPU at the end included.
 
-Memory: what is free before and behind each event, what ComfyUI is shown of the engine, and what is missing at the end. Every event happens
-twice: what is missing only once are libraries and kernels, which stay.
+Memory: what is free before the engine was ever loaded, what ComfyUI is shown of it when it is, and what is missing when everything is
+unloaded again, behind each of the ways to ask for its memory. Every one happens twice: what is missing from the start are libraries and
+kernels, which stay; what is missing more each time is lost.
 
---tiny --device cpu:0 tries all of it without a GPU.
+--tiny --device cpu:0 tries all of it without a GPU (there a model that is loaded evicts none: ComfyUI asks no room of the host).
 """
 
 import argparse
@@ -84,8 +85,8 @@ def sdxl(tiny):
     config |= dict(use_spatial_transformer=True, use_temporal_attention=False, use_temporal_resblock=False, use_checkpoint=False, legacy=False)
     if tiny:
         config |= dict(model_channels=32, context_dim=64, num_head_channels=16)
-    side = 16 if tiny else 128
-    return Shape(comfy.supported_models.SDXL, config, torch.float32 if tiny else torch.float16, (1, 4, side, side), 77, (config["context_dim"], 1280), 7.0)
+    side, dtype = (16, torch.float32) if tiny else (128, torch.float16)
+    return Shape(comfy.supported_models.SDXL, config, dtype, (1, 4, side, side), 77, (config["context_dim"], 1280), 7.0)
 
 
 def flux(tiny):
@@ -96,9 +97,9 @@ def flux(tiny):
         config |= dict(txt_ids_dims=[])
     if tiny:
         config |= dict(vec_in_dim=32, context_in_dim=64, hidden_size=64, num_heads=4, axes_dim=[4, 6, 6])
-    side, tokens = (16, 32) if tiny else (128, 512)
+    side, tokens, dtype = (16, 32, torch.float32) if tiny else (128, 512, torch.bfloat16)
     widths = config["context_in_dim"], config["vec_in_dim"]
-    return Shape(comfy.supported_models.Flux, config, torch.float32 if tiny else torch.bfloat16, (1, 16, side, side), tokens, widths, 1.0)
+    return Shape(comfy.supported_models.Flux, config, dtype, (1, 16, side, side), tokens, widths, 1.0)
 
 
 MODELS = {"sdxl": sdxl, "flux": flux}
@@ -245,8 +246,13 @@ def held(split):
     return sum(split.split.loaded_bytes(satellite.load_device) for satellite in split.split.satellites)
 
 
-def memory(split, shape):
-    """What is free and what ComfyUI is shown, behind each event; every event begins with the engine loaded."""
+def shown():
+    return {type(m.model.model).__name__: m.model_loaded_memory() for m in management.current_loaded_models if m.model is not None}
+
+
+def memory(split, shape, before):
+    """What is free and what ComfyUI is shown, behind each event; every event begins with the engine loaded. before: what was free when it
+    had never been."""
     other = patcher_of(MODELS["sdxl"](tiny=True))
 
     def request():
@@ -256,34 +262,36 @@ def memory(split, shape):
         management.load_models_gpu([other], memory_required=management.get_free_memory(DEVICE) + held(split) // 2)
 
     events = {"free_memory": request, "load_models_gpu": load_another, "unload_all_models": management.unload_all_models}
-    empty()
-    before, rows = free_bytes(), []
+    rows = []
     for _ in range(2):
         for name, event in events.items():
+            empty()
+            row = dict(event=name, free_before=before, free_unloaded=free_bytes())
+            loading = split.split.stats()["load_seconds"]
             sample(split, shape, 1)
             management.soft_empty_cache()
-            row = dict(event=name, free_before=before, free_loaded=free_bytes(), comfyui_free_loaded=management.get_free_memory(DEVICE), held=held(split))
-            row["shown"] = {type(m.model.model).__name__: m.model_loaded_memory() for m in management.current_loaded_models if m.model is not None}
+            row["load_seconds"] = split.split.stats()["load_seconds"] - loading
+            row |= dict(free_loaded=free_bytes(), comfyui_free_loaded=management.get_free_memory(DEVICE), held=held(split), shown=shown())
             event()
-            row["held_behind"] = held(split)
-            row["shown_behind"] = {type(m.model.model).__name__: m.model_loaded_memory() for m in management.current_loaded_models if m.model is not None}
-            row["comfyui_free_behind"] = management.get_free_memory(DEVICE)
+            row |= dict(comfyui_free_behind=management.get_free_memory(DEVICE), held_behind=held(split), shown_behind=shown())
             empty()
             row["free_behind"] = free_bytes()
+            row["torch_behind"] = torch.cuda.memory_reserved(DEVICE) if DEVICE.type == "cuda" else 0
             rows.append(row)
     return rows
 
 
 def print_memory(name, rows):
-    print(f"{name}, memory in MiB: {rows[0]['free_before'] / MIB:.0f} free before anything is loaded")
+    mib = {key: value / MIB for key, value in rows[0].items() if isinstance(value, int)}
+    print(f"{name}, MiB: {mib['free_before']:.0f} free before the engine was loaded, {mib['free_unloaded']:.0f} when it was unloaded again")
     for row in rows:
-        taken, shown = row["free_before"] - row["free_loaded"], sum(row["shown"].values())
-        listed = ", ".join(f"{name} {size / MIB:.0f}" for name, size in row["shown"].items())
+        mib = {key: value / MIB for key, value in row.items() if isinstance(value, int)}
+        listed = ", ".join(f"{model} {size / MIB:.0f}" for model, size in row["shown"].items())
         print(
-            f"  loaded: {taken / MIB:.0f} taken, engine holds {row['held'] / MIB:.0f}, ComfyUI is shown {shown / MIB:.0f} ({listed}) "
-            f"and sees {row['comfyui_free_loaded'] / MIB:.0f} free\n"
-            f"    behind {row['event']}: engine holds {row['held_behind'] / MIB:.0f}, ComfyUI sees {row['comfyui_free_behind'] / MIB:.0f} free; "
-            f"all unloaded: {row['free_behind'] / MIB:.0f} free, {(row['free_before'] - row['free_behind']) / MIB:.0f} missing",
+            f"  loaded in {row['load_seconds']:.1f} s: {mib['free_unloaded'] - mib['free_loaded']:.0f} taken, engine holds {mib['held']:.0f}, "
+            f"ComfyUI is shown {listed} and sees {mib['comfyui_free_loaded']:.0f} free\n"
+            f"    behind {row['event']}: engine holds {mib['held_behind']:.0f}, ComfyUI sees {mib['comfyui_free_behind']:.0f} free; all unloaded: "
+            f"{mib['free_behind']:.0f} free, {mib['free_before'] - mib['free_behind']:.0f} missing, torch keeps {mib['torch_behind']:.0f}",
             flush=True,
         )
 
@@ -299,22 +307,22 @@ def measure(name):
         row["layers"] = options.layers
     times, expected = times_of_plain(plain, shape)
     empty()
+    before = free_bytes()
     split = MultiGPUDiffusionModel().split(plain, options.device)[0]
     row |= times
     times, result = times_of_node(split, shape)
     row |= times
     row["difference"] = difference(result, expected)
-    row["memory"] = memory(split, shape)
+    row["memory"] = memory(split, shape, before)
     if comfytp.comfyui.engine_stats()["torch_fallbacks"]:
         raise RuntimeError("the model ran in PyTorch")
     return row
 
 
 def print_times(row):
-    print(
-        f"{row['model']}: plain {row['plain_ms']:.2f}  node {row['node_ms']:.2f}  loop {row['loop_ms']:.2f}  engine {row['engine_ms']:.2f}  "
-        f"step {row['step_ms']:.2f} ms a step; over the engine: node {row['node_overhead_percent']:+.1f} %, loop {row['loop_overhead_percent']:+.1f} %"
-    )
+    times = "  ".join(f"{what} {row[what + '_ms']:.2f}" for what in ("plain", "node", "loop", "engine", "step"))
+    over = ", ".join(f"{what} {row[what + '_overhead_percent']:+.1f} %" for what in ("node", "loop"))
+    print(f"{row['model']}, ms a step: {times}; over the engine: {over}")
     host = ", ".join(f"{what} {ms:.2f}" for what, ms in row["host_ms"].items())
     print(f"  host, ms a step: {host}; first sampling {row['first_seconds']:.1f} s; difference to plain {row['difference']:.4f}", flush=True)
 
