@@ -44,6 +44,10 @@ class Small(torch.nn.Module):
             return y * 100
         if kind == "mask":
             return y[:, : int(mask.sum())]
+        if kind == "attend":
+            seen = torch.cat([mask.bool(), torch.ones(len(mask), 2, dtype=torch.bool)], 1)[:, None, None]
+            keys = torch.cat([y, x[:, :2]], 1).unsqueeze(1)
+            return F.scaled_dot_product_attention(y.unsqueeze(1), keys, keys, attn_mask=seen)
         if kind == "sort":
             return y.sort(-1)[0] * scale
         if kind == "drop":
@@ -177,6 +181,18 @@ def test_contents_that_decide_are_part_of_the_key(module):
     for length in (2, 3, 2):
         mask = torch.arange(3) < length
         same(split(x_of(), mask=mask, kind="mask"), module(x_of(), mask=mask, kind="mask"))
+    stats = split.engine_stats()
+    assert stats["captures"] == 2 and stats["torch_fallbacks"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long])
+def test_mask_that_hides_nothing_is_left_out(module, dtype):
+    split = comfytp.split(module)
+    for hidden in (0, 1, 0, 2):
+        mask = (torch.arange(3) < torch.tensor([[3 - hidden], [3]])).to(dtype)
+        same(split(x_of(), mask=mask, kind="attend"), module(x_of(), mask=mask, kind="attend"))
+        attention = next(line for line in split._calls.last.program.graph.splitlines() if "= attention(" in line)
+        assert attention.partition(")")[0].count("%") == (5 if hidden else 4), attention  # the result, queries, keys, values and a mask
     stats = split.engine_stats()
     assert stats["captures"] == 2 and stats["torch_fallbacks"] == 0
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import re
 import sys
 import threading
@@ -186,7 +187,7 @@ class Calls:
     def _as_captured(self, given: Arguments, skeleton: Any, variants: _Variants) -> tuple[Arguments, dict[int, torch.Tensor], Any]:
         """With numbers that became inputs; the contents that a capture hangs on; the key."""
         arguments = _with_inputs(given, variants.inputs)
-        contents = self._contents(arguments) if variants.contents else {}
+        contents = self._contents(arguments) if variants.contents else self._full_masks(arguments)
         exact = arguments.key() if given.numbers else skeleton
         return arguments, contents, (exact, tuple((i, self._hash_of(t)) for i, t in contents.items()))
 
@@ -259,6 +260,17 @@ class Calls:
                 found[number] = tensor
         return found
 
+    def _full_masks(self, arguments: Arguments) -> dict[int, torch.Tensor]:
+        """Masks of ones, as a prompt without padding has: captured without a mask. Those on a GPU whose writes torch does not count are not looked
+        at, for that would make every call wait."""
+        found = {}
+        for number, tensor in self._contents(arguments).items():
+            if "mask" not in arguments.names[arguments.tensors[number]] or (on_gpu(tensor) and not self._numbers.number(tensor)):
+                continue
+            if self._hash_of(tensor) == _hash_of_ones(tensor.shape, tensor.dtype):
+                found[number] = tensor
+        return found
+
     def _varying(self, arguments: Arguments, variants: _Variants) -> list[str]:
         numbers = [arguments.names[i] for i in arguments.numbers]
         tensors = [arguments.names[arguments.tensors[n]] for n in self._contents(arguments)] if variants.contents else []
@@ -307,6 +319,11 @@ def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
     for i in numbers:
         leaves[i] = torch.tensor(leaves[i], dtype=torch.float32 if isinstance(leaves[i], float) else torch.int64, device="cpu")
     return Arguments(leaves, arguments.form)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of_ones(shape: torch.Size, dtype: torch.dtype) -> str:
+    return content_hash(torch.ones(shape, dtype=dtype))
 
 
 def _device_of(arguments: Arguments) -> torch.device:
