@@ -15,7 +15,6 @@ struct DeviceRank {
   std::string name;       ///< for messages
   int ordinal = 0;        ///< of a CUDA device
   void* queue = nullptr;  ///< backend::Device::queue() or side_queue(); null: it computes in the host's memory
-  bool aside = false;     ///< the queue runs beside another that computes: leave that the room
 };
 
 /// The way between CUDA devices.

@@ -22,12 +22,6 @@ enum class Fusion {
   passes,     ///< in passes of its own: pointwise, fused_norm, glu, gated_linear
 };
 
-/// After partitioning, on one device's graph, before fuse(): the same nodes in another order. What an all_gather needs comes first, and what
-/// does not need it stands between it and its first reader: of an attention whose keys and values are gathered, that is k's projection, k's
-/// gather, v's projection, v's gather, q's projection. A gather with a heavy op there gets the attribute "aside". All of this hangs on
-/// how the graph is connected, never on sizes, so all devices keep one order of collectives.
-Graph gathers_aside(const Graph& graph);
-
 /// After partitioning, on one device's graph. Nothing moves from the prologue into the call, and what has other readers stays.
 /// `epilogues`: bias, activation, products and sums that stand alone behind a linear or a convolution become its epilogue.
 /// `passes`: chains of bias, activations, products and sums behind any op become a pointwise, with the norm that reads their result

@@ -1,7 +1,6 @@
 // From a graph to the programs of an engine's devices.
 #include <algorithm>
 #include <chrono>
-#include <set>
 
 #include "backend/backend.h"
 #include "base/error.h"
@@ -46,8 +45,8 @@ Engine::State::State(EngineOptions o, std::shared_ptr<const weights::Source> sou
   ranks.resize(team->size());
   side_ranks.resize(team->size());
   team->run([&](std::size_t d, backend::Device& device) {
-    ranks[d] = {device.spec().name(), device.spec().index, device.queue(), false};
-    side_ranks[d] = {device.spec().name(), device.spec().index, device.side_queue(), true};
+    ranks[d] = {device.spec().name(), device.spec().index, device.queue()};
+    side_ranks[d] = {device.spec().name(), device.spec().index, device.side_queue()};
   });
   measure();
 }
@@ -80,10 +79,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   compiled->partition = sharding::partition(normalised, mesh, decision.assignment, options.plan.placement);
   compiled->notes = std::move(decision.notes);
   compiled->notes.insert(compiled->notes.end(), compiled->partition.notes.begin(), compiled->partition.notes.end());
-  const bool aside = gathers_aside();
   team->run([&](std::size_t d, backend::Device& device) {
-    const auto& local = compiled->partition.devices[rank_of(d)];
-    compiled->programs[d] = lower(aside ? graph::gathers_aside(local) : local, device, residency.weights(d));
+    compiled->programs[d] = lower(compiled->partition.devices[rank_of(d)], device, residency.weights(d));
     set_outputs(compiled->programs[d], compiled->partition, rank_of(d));
   });
   for (auto& program : compiled->programs) connect(program);
@@ -92,15 +89,6 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   std::lock_guard lock(stats_mutex);
   ++stats.programs_built;
   return compiled;
-}
-
-// Activations are gathered on the side queues where every device has one. Not where two of them are one GPU: what waits there takes room
-// from the other rank's work, which it waits for. And not where weights are gathered: their chunks of some 100 us stand in the same queue.
-bool Engine::State::gathers_aside() const {
-  std::set<std::string> devices;
-  for (const auto& rank : side_ranks)
-    if (!rank.queue || !devices.insert(rank.name).second) return false;
-  return options.plan.placement == sharding::Placement::resident;
 }
 
 // Gives every collective this device's end of its group.

@@ -53,7 +53,6 @@ struct Engine::State {
 
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
-  bool gathers_aside() const;
   void connect(Program& program);
   void load(Compiled& compiled);
   void run(Compiled& compiled, const Calls::Tensors& inputs, const Calls::Tensors& outputs, const CallOptions& options);

@@ -310,7 +310,7 @@ class Lowering {
     launch.out = {out.home};
     launch.label = label_of(node);
     launch.work = work_of(node, {in.operand()}, {out.operand()});
-    launch.aside = device_.side_queue() && (fetch || node.attrs.integer_or("aside", 0));
+    launch.aside = fetch && device_.side_queue();
     assembly_.add(phase, std::move(launch));
   }
 

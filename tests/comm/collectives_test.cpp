@@ -314,7 +314,7 @@ TEST_P(Recorded, WhatRunsAsideGoesOnBesideTheQueue) {
   const int steps = n % 3 == 0 ? 2 : 3;
   std::vector<comm::DeviceRank> members(static_cast<std::size_t>(n));
   group.run([&](comm::Communicator& c, backend::Device* device) {
-    members[static_cast<std::size_t>(c.rank())] = {device->spec().name(), device->spec().index, device->side_queue(), true};
+    members[static_cast<std::size_t>(c.rank())] = {device->spec().name(), device->spec().index, device->side_queue()};
   });
   const auto beside = comm::device_group(members, group.abort, std::chrono::minutes(5), GetParam().route);
   for (std::int64_t size : {std::int64_t{5}, std::int64_t{3000}, std::int64_t{700000}}) {

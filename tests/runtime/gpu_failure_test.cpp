@@ -121,7 +121,7 @@ std::vector<Setting> settings() {
     for (auto route : {comm::Route::peer, comm::Route::staged}) {
       all.push_back({devices, "tensor=2", route, sharding::Placement::resident});
       all.push_back({devices, "patch=2", route, sharding::Placement::gathered});
-      all.push_back({devices, "patch=2", route, sharding::Placement::resident});  // of two GPUs gathers run aside
+      all.push_back({devices, "patch=2", route, sharding::Placement::resident});
     }
   return all;
 }

@@ -77,8 +77,7 @@ void CudaGroup::allocate() {
     int processors = 0;
     backend::cuda::check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, ranks_[r].ordinal), "asking for the device's properties");
     const auto sharing = std::count_if(ranks_.begin(), ranks_.end(), [&](const DeviceRank& other) { return other.ordinal == ranks_[r].ordinal; });
-    const int most = ranks_[r].aside ? std::min(blocks_, kBlocksAside) : blocks_;
-    blocks_ = std::clamp(sharing > 1 ? processors / static_cast<int>(4 * sharing) : processors, 1, most);
+    blocks_ = std::clamp(sharing > 1 ? processors / static_cast<int>(4 * sharing) : processors, 1, blocks_);
   }
 }
 

@@ -18,7 +18,6 @@ namespace comfytp::comm::cuda {
 constexpr int kMaxRanks = 16, kMaxDims = 6;
 constexpr int kThreads = 256;
 constexpr int kBlocks = 128;                        ///< at most: what waits must find room beside what it waits for
-constexpr int kBlocksAside = 32;                    ///< of what runs aside: a block that waits keeps matmuls from its multiprocessor
 constexpr std::uint32_t kRegion = 32 << 10;         ///< bytes that a block gives in a round, to all its peers together
 constexpr int kBuffers = 4;                         ///< that rounds take turns in
 constexpr std::int64_t kStaging = std::int64_t{kBuffers} * kBlocks * kRegion;  ///< a rank

@@ -1,6 +1,5 @@
 // The ops that need several devices at once. Every rank of a group has the same node but for `rank`.
-// Attributes of all: group (the devices' numbers, in the order of the ranks), rank, and reason (why it stands there). An all_gather may have
-// aside = 1: graph::gathers_aside().
+// Attributes of all: group (the devices' numbers, in the order of the ranks), rank, and reason (why it stands there).
 #include <algorithm>
 
 #include "base/error.h"
