@@ -98,6 +98,21 @@ def replace_forward(module):
     module.up.forward = types.MethodType(lambda part, x: x.repeat(1, 1, 4), module.up)
 
 
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def change_class(module):
+    module.up.__class__ = Doubled
+
+
+def hook_in_another_dict(module):
+    """As code leaves it that takes all hooks away."""
+    module.down._forward_hooks = type(module.down._forward_hooks)()
+    add_hook(module)
+
+
 ATTRIBUTES = [
     replace_epsilon,
     replace_plain,
@@ -113,6 +128,8 @@ ATTRIBUTES = [
     add_hook,
     add_pre_hook,
     replace_forward,
+    change_class,
+    hook_in_another_dict,
 ]
 
 

@@ -3,6 +3,7 @@
 import ast
 import copy
 import inspect
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,10 +176,20 @@ def _entries_of(value: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
+# Of methods by their functions, since a method would keep its model alive. Inspecting one takes longer than all else here.
+_signatures: "weakref.WeakKeyDictionary[Any, inspect.Signature]" = weakref.WeakKeyDictionary()
+
+
+def _signature(method: Any) -> inspect.Signature:
+    if method.__func__ not in _signatures:
+        _signatures[method.__func__] = inspect.signature(method)
+    return _signatures[method.__func__]
+
+
 def split_arguments(original: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
-    """Positional and named arguments without transformer_options, and those."""
+    """Positional and named arguments of the method `original` without transformer_options, and those."""
     try:
-        bound = inspect.signature(original).bind(*args, **kwargs)
+        bound = _signature(original).bind(*args, **kwargs)
     except TypeError as error:
         raise Unsupported(f"the call does not fit {getattr(original, '__qualname__', original)}: {error}") from error
     named = {}

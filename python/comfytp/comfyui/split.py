@@ -21,7 +21,7 @@ from .engine import Engine, Reader
 from .patched_weights import PatchedWeights, Unreadable
 from .patcher import Satellite, SplitPatcher
 from .site import Site, split_arguments, visible
-from .support import why_not
+from .support import Looks, why_not
 
 _log = logging.getLogger("comfytp")
 _MOST_TRIES = 16  # entries of transformer_options found to be read, one a try
@@ -50,6 +50,7 @@ class SplitModel:
         self._layout: modes.Layout | None = None
         self._sites: dict[str, tuple[Site, Calls]] = {}
         self._code: dict[str, Code] = {}  # of the sites
+        self._looks = Looks()
         self._resized: Mapping[str, Any] = {}
         self._state: Any = None
         self._signatures: dict[str, Any] = {}
@@ -95,9 +96,9 @@ class SplitModel:
             patcher.load_plain()
 
     def _on_engine(self, patcher: SplitPatcher, module: torch.nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs, options = split_arguments(original, args, kwargs)
-        if reason := why_not(patcher, module, original):
+        if reason := why_not(patcher, module, original, self._looks):
             raise Unsupported(reason)
+        args, kwargs, options = split_arguments(original, args, kwargs)
         start = time.monotonic()
         self._reader.weights = PatchedWeights(patcher)
         try:

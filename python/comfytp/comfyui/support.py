@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from ..importer.snapshot import Parts
 from .callouts import name_of
 from .patched_weights import PREFIX
 
 
-def why_not(patcher: Any, module: torch.nn.Module, original: Any) -> str | None:
-    """Why PyTorch has to run this call, or None."""
-    if foreign := _foreign_forward(module, original):
+def why_not(patcher: Any, module: torch.nn.Module, original: Any, looks: "Looks") -> str | None:
+    """Why PyTorch has to run this call, or None. looks: the same for all calls of a model."""
+    if foreign := _foreign_forward(module, original) or looks.foreign(module):
         return foreign
     if patcher.injections:
         return f"{_names(patcher.injections)} injects code into the model"
@@ -24,10 +25,36 @@ def why_not(patcher: Any, module: torch.nn.Module, original: Any) -> str | None:
 
 
 def _foreign_forward(module: torch.nn.Module, original: Any) -> str | None:
-    """Code that is not the class's own, on the module or on a part of it."""
     name = getattr(original, "__name__", "")
     if getattr(original, "__self__", None) is not module or getattr(original, "__func__", None) is not _of_class(module, name):
         return f"{name_of(original)} stands in for the model's forward"
+    return None
+
+
+class Looks:
+    """Looks for code on a module and its parts that is not their classes' own. To look into thousands of parts takes longer than all else
+    that a call needs: where nothing was found, later calls only see whether the parts are still what they were."""
+
+    def __init__(self) -> None:
+        self._own: Parts | None = None  # which had nothing but their classes' code
+
+    def foreign(self, module: torch.nn.Module) -> str | None:
+        if self._own is not None and self._own.module is module and _same(self._own):
+            return None
+        found = _foreign_part(module)
+        self._own = None if found else Parts(module)
+        return found
+
+
+def _same(parts: Parts) -> bool:
+    try:
+        parts.values()
+        return parts.same()
+    except KeyError:  # an attribute is gone, so another may have come
+        return False
+
+
+def _foreign_part(module: torch.nn.Module) -> str | None:
     for path, part in module.named_modules():
         if not _methods(type(part)).isdisjoint(vars(part)):
             name = min(_methods(type(part)).intersection(vars(part)))

@@ -13,7 +13,7 @@ import torch
 from .key import classes_of, functions_of, module_hash, python_modules_of
 
 _STANDARD = frozenset(vars(torch.nn.Module()))  # attributes that every module has
-_PARTS = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_CHILDREN_AND_HOOKS = [operator.itemgetter(name) for name in ("_modules", "_forward_hooks", "_forward_pre_hooks")]
 _SAMPLE = 64  # bytes of each tensor that are compared
 
 
@@ -26,6 +26,54 @@ class Code:
 
     def same(self) -> bool:
         return all(list(map(space.get, names)) == functions for space, names, functions in self._there)
+
+
+class _Held:
+    """What dicts hold."""
+
+    def __init__(self, dicts: Iterable[dict[Any, Any]]) -> None:
+        dicts = list(dicts)
+        self._empty = [held for held in dicts if not held]
+        self.filled = [held for held in dicts if held]
+        self._values = list(_values(self.filled))
+
+    def same(self) -> bool:
+        return not any(self._empty) and list(_values(self.filled)) == self._values
+
+
+class Parts:
+    """A module's parts: which there are, of which classes, with which hooks and attributes."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._parts = list(module.modules())
+        self._classes = list(map(type, self._parts))
+        self.module, self.dicts = module, list(map(vars, self._parts))
+        self._sizes = list(map(len, self.dicts))
+        owners: dict[str, list[dict[str, Any]]] = {}
+        for own in self.dicts:
+            for name in own:
+                if name not in _STANDARD:
+                    owners.setdefault(name, []).append(own)
+        self._attributes = [(operator.itemgetter(name), having) for name, having in owners.items()]
+        self._holders = self._holders_now()
+        self._held = _Held(itertools.chain.from_iterable(self._holders))
+
+    def _holders_now(self) -> list[list[dict[Any, Any]]]:
+        """Asked for anew each time, since code that takes all hooks away may put another dict in the place of theirs."""
+        return [list(map(get, self.dicts)) for get in _CHILDREN_AND_HOOKS]
+
+    def same(self) -> bool:
+        """Where values() raises nothing either, names of attributes are the same too: none is gone, and there are as many."""
+        return (
+            list(map(len, self.dicts)) == self._sizes
+            and self._held.same()
+            and self._holders_now() == self._holders
+            and list(map(type, self._parts)) == self._classes
+        )
+
+    def values(self) -> list[list[Any]]:
+        """Of the attributes that not every module has. Raises KeyError where one is gone."""
+        return [list(map(get, having)) for get, having in self._attributes]
 
 
 class Snapshot:
@@ -44,22 +92,12 @@ class Snapshot:
     # ---- modules, hooks, attributes and what these hold
 
     def _watch_structure(self, module: torch.nn.Module, seen: dict[int, Any]) -> None:
-        dicts = [vars(part) for part in module.modules()]
-        parts = [own[name] for own in dicts for name in _PARTS]
-        self._empty = [part for part in parts if not part]
-        self._filled = [part for part in parts if part]
-        self._members = list(_values(self._filled))
+        self._parts = Parts(module)
+        self._attributes = self._parts.values()
+        dicts = self._parts.dicts
+        self._members = _Held(own[name] for own in dicts for name in ("_parameters", "_buffers"))
         # Tensors of one element are the only ones that can be equal without being the same.
-        self._single = [(d, name, t) for d in self._filled for name, t in d.items() if isinstance(t, torch.Tensor) and t.numel() == 1]
-        self._dicts = dicts
-        self._sizes = list(map(len, dicts))
-        owners: dict[str, list[dict[str, Any]]] = {}
-        for own in dicts:
-            for name in own:
-                if name not in _STANDARD:
-                    owners.setdefault(name, []).append(own)
-        self._attributes = [(operator.itemgetter(name), having) for name, having in owners.items()]
-        self._held = [list(map(get, having)) for get, having in self._attributes]
+        self._single = [(d, name, t) for d in self._members.filled for name, t in d.items() if isinstance(t, torch.Tensor) and t.numel() == 1]
         watched = {id(own[name]) for own in dicts for name in _STANDARD}
         self._live: list[Any] = [vars(cls) for cls in classes_of(module)]
         self._live += [value for value in seen.values() if isinstance(value, (dict, list, set)) and id(value) not in watched]
@@ -73,11 +111,10 @@ class Snapshot:
         """Numbers and the like that are equal are the same, everything else is when it is the same object."""
         try:
             return (
-                not any(self._empty)
-                and list(map(len, self._dicts)) == self._sizes
-                and list(_values(self._filled)) == self._members
+                self._parts.same()
+                and self._members.same()
                 and all(own.get(name) is tensor for own, name, tensor in self._single)
-                and [list(map(get, having)) for get, having in self._attributes] == self._held
+                and self._parts.values() == self._attributes
                 and self._live == self._copies
                 and self._code.same()
                 and all(map(operator.is_, map(_contents, self._cells), self._cell_contents))
