@@ -40,13 +40,13 @@ std::int64_t Assembly::offset_of(const Home& home) const {
 }
 
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
-// fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as bytes and collectives
-// are counted, it is the same one on all devices. Other collectives aside stay where the graph has them.
+// fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as whole weights and
+// collectives are counted, it is the same one on all devices. Other collectives aside stay where the graph has them.
 void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   constexpr std::int64_t kChunks = 64, kMostBytes = std::int64_t{64} << 20;
   std::int64_t total = 0;
   for (const auto& launch : launches)
-    if (is_fetch(launch)) total += launch.collective->out.bytes();
+    if (is_fetch(launch)) total += launch.whole_bytes;
   const auto chunk = std::min(total / kChunks, kMostBytes);
   std::vector<std::size_t> key(launches.size()), order(launches.size());
   std::vector<std::size_t> chunk_of(launches.size());
@@ -56,7 +56,7 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
     key[i] = order[i] = i;
     if (!is_fetch(launches[i])) continue;
     if (bytes >= chunk) previous = current, current = i, bytes = 0, ++chunks;
-    bytes += launches[i].collective->out.bytes();
+    bytes += launches[i].whole_bytes;
     key[i] = previous;
     chunk_of[i] = chunks;
   }

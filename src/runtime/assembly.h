@@ -27,6 +27,7 @@ struct PendingLaunch {
   std::vector<Home> in, out;
   std::vector<std::size_t> may_overwrite;  ///< inputs whose memory output 0 may take over
   bool aside = false;
+  std::int64_t whole_bytes = 0;             ///< of a fetch: of the whole weight, the same on all devices however unequal their parts are
   std::vector<std::size_t> after;
   std::string label;
   Work work;

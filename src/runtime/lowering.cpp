@@ -311,6 +311,7 @@ class Lowering {
     launch.label = label_of(node);
     launch.work = work_of(node, {in.operand()}, {out.operand()});
     launch.aside = fetch && device_.side_queue();
+    if (fetch) launch.whole_bytes = numel(program_.graph.producer(node.inputs[0]).attrs.ints("full")) * size_of(in.stored);
     assembly_.add(phase, std::move(launch));
   }
 

@@ -277,6 +277,28 @@ Graph attention_blocks(int count) {
   return g;
 }
 
+// Large feed-forwards, which `tensor` cuts, and then many small linears that stay whole: unequal ranks fetch unequal bytes.
+Graph large_and_small() {
+  Graph g;
+  Builder b(g, DType::f32);
+  const std::int64_t c = 8;
+  auto x = b.transpose(b.merge_dims(b.conv2d(b.input("x", {1, 4, 8, 6}, DType::f32), b.weight("in", {c, 4, 1, 1}), -1, 1, 0, "in"), 2, 2), {0, 2, 1});
+  const auto block = [&](const std::string& name, std::int64_t hidden, int whole) {
+    const auto n = b.layer_norm(x, b.weight(name + ".norm.weight", {c}), b.weight(name + ".norm.bias", {c}), 1e-5, name + ".norm");
+    const auto wide = b.unary("gelu", b.linear(n, b.weight(name + ".ff1", {hidden, c}), name + ".ff1"));
+    x = b.add(x, b.linear(wide, b.weight(name + ".ff2", {c, hidden}), name + ".ff2"));
+    for (int i = 0; i < whole; ++i) {
+      const auto linear = fmt::format("{}.{}", name, i);
+      x = b.add(x, b.linear(n, b.weight(linear, {c, c}), linear));
+    }
+  };
+  for (int i = 0; i < 5; ++i) block(fmt::format("large {}", i), 4096, 0);
+  for (int i = 0; i < 40; ++i) block(fmt::format("small {}", i), 16, 3);
+  g.add_output("output", b.conv2d(b.split_dim(b.transpose(x, {0, 2, 1}), 2, {8, 6}), b.weight("out", {4, c, 1, 1}), -1, 1, 0, "out"));
+  graph::verify(g);
+  return g;
+}
+
 class Aside : public testing::TestWithParam<const char*> {};
 
 // Whenever it runs, what runs aside finds what it reads and writes what is read: memory is used by others before and behind it only.
@@ -292,7 +314,26 @@ TEST_P(Aside, AnyTimeForItGivesTheSame) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Aside, testing::Values("patch=2", "patch=3", "patch=5", "patch=2:1", "tensor=2", "batch=2", "patch=2,tensor=2"));
+// Ranks meet in the collectives of a group one by one: another order on one of them, or another queue, is a deadlock.
+TEST_P(Aside, DevicesOfAGroupHaveOneOrderOfItsCollectives) {
+  for (const Graph& g : {small_unet(), large_and_small()}) {
+    Machine machine(g, GetParam());
+    std::map<std::vector<std::int64_t>, std::map<std::size_t, std::vector<std::string>>> orders;  // by group and device
+    for (std::size_t d = 0; d < machine.programs.size(); ++d)
+      for (const auto* launches : {&machine.programs[d].prologue, &machine.programs[d].step})
+        for (const auto& launch : *launches)
+          if (launch.collective)
+            orders[launch.collective->node->attrs.ints("group")][d].push_back((launch.aside ? "aside " : "") + launch.label);
+    EXPECT_FALSE(orders.empty());
+    for (const auto& [group, by_device] : orders)
+      for (const auto& [device, order] : by_device) EXPECT_EQ(order, by_device.begin()->second) << device;
+    EXPECT_LT(machine.error(0, Schedule::late), 1e-4);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Aside,
+                         testing::Values("patch=2", "patch=3", "patch=5", "patch=2:1", "tensor=2", "batch=2", "patch=2,tensor=2", "patch=2,tensor=2:1",
+                                         "tensor=3", "patch=2,tensor=5:4"));
 
 TEST(Fetches, ThatNobodyWaitsForAreWaitedForAtTheEnd) {
   Machine machine(attention_blocks(2), "patch=2");
