@@ -6,6 +6,7 @@ or another precision; only norms, activations, copies and launches come on top.
 """
 
 import collections
+import copy
 import statistics
 
 import torch
@@ -80,8 +81,9 @@ class Floor:
     def __init__(self, ops, dtype, device="cuda"):
         self._ops, self._dtype, self._device = ops, dtype, device
         self._alone, self._calls = {}, {}
-        for op in ops:
-            self._calls[op], self._alone[op] = self._fastest(op)
+        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
+            for op in ops:
+                self._calls[op], self._alone[op] = self._fastest(op)
 
     def by_kind_ms(self):
         """The ops alone, summed by kind: {"linear": …, "conv": …, "attention": …}."""
@@ -101,7 +103,8 @@ class Floor:
         if self._device == "cpu":
             all_of_them()
             return 0.0
-        return milliseconds(graph_of(all_of_them).replay, runs)
+        with torch.backends.cudnn.flags(benchmark=True, allow_tf32=torch.backends.cudnn.allow_tf32):
+            return milliseconds(graph_of(all_of_them).replay, runs)
 
     def _noise(self, *shape):
         return torch.randn(*shape, device=self._device, dtype=self._dtype)
@@ -129,7 +132,7 @@ class Floor:
     def _conv(self, op):
         layer, x = op[1], self._noise(*op[2])
         if x.dim() == 4:
-            x, layer = x.to(memory_format=torch.channels_last), layer.to(memory_format=torch.channels_last)
+            x, layer = x.to(memory_format=torch.channels_last), copy.deepcopy(layer).to(memory_format=torch.channels_last)  # not the model's own
         return lambda: layer(x)
 
     def _attentions(self, op):

@@ -123,7 +123,7 @@ def main():
                 row["torch_activation_bytes"] = torch.cuda.max_memory_allocated() - before
                 ours = run()
                 row["same_bits"] = bool(torch.equal(ours, run()))
-                row["engine_activation_bytes"] = engine.report(batch, height // 8, width // 8)["devices"][0]["activation_bytes"]
+                row["engine_activation_bytes"] = engine.report(batch, height // 8, width // 8, tokens=tokens)["devices"][0]["activation_bytes"]
                 if not options.errors:
                     row |= times(model, call, run, options.runs)
                 if height * width <= 1 << 20:

@@ -1,6 +1,9 @@
 // Rewrites of a graph: same inputs, same outputs, same values within rounding. Each verifies what it made.
 #pragma once
 
+#include <functional>
+#include <string>
+
 #include "graph/graph.h"
 
 namespace comfytp::graph {
@@ -11,8 +14,8 @@ namespace comfytp::graph {
 /// and casts that do nothing go; small nodes of constants become constants; equal nodes become one; what nothing needs goes.
 Graph normalise(const Graph& graph);
 
-/// The same graph whose linears ask for products in fp8 (see the op): devices that can make them of the weights that are stored in fp8 do.
-Graph multiply_in_fp8(const Graph& graph);
+/// The same graph whose linears over weights of such keys ask for products in fp8 (see the op), which devices make that can.
+Graph multiply_in_fp8(const Graph& graph, const std::function<bool(const std::string& key)>& stored_in_fp8);
 
 /// Where a device does what stands between two heavy ops. On a CPU the epilogue of oneDNN's matmuls and convolutions is the best
 /// place: it saves a pass over memory. On a GPU an epilogue sends them to slower kernels, while a pass of our own finds their result

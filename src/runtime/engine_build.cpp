@@ -39,8 +39,8 @@ void set_outputs(Program& program, const sharding::Partition& partition, std::si
 
 }  // namespace
 
-Engine::State::State(EngineOptions o, std::shared_ptr<const weights::Source> source)
-    : options(std::move(o)), team(open_team(options)), residency(team, std::move(source), std::max(1, options.programs)), queue(team) {
+Engine::State::State(EngineOptions o, std::shared_ptr<const weights::Source> s)
+    : options(std::move(o)), team(open_team(options)), source(std::move(s)), residency(team, source, std::max(1, options.programs)), queue(team) {
   stats.collective_seconds.resize(team->size());
   ranks.resize(team->size());
   side_ranks.resize(team->size());
@@ -69,7 +69,11 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
 
   auto normalised = graph::normalise(graph);
-  if (options.fp8_products) normalised = graph::multiply_in_fp8(normalised);
+  if (options.fp8_products)
+    normalised = graph::multiply_in_fp8(normalised, [&](const std::string& key) {
+      const auto found = source->tensors().find(key);
+      return found != source->tensors().end() && (found->second.dtype == DType::f8_e4m3 || found->second.dtype == DType::f8_e5m2);
+    });
   auto decision = sharding::decide(normalised, mesh);
   const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
   auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);

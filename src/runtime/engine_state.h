@@ -17,7 +17,7 @@
 namespace comfytp::runtime {
 
 struct Engine::State {
-  State(EngineOptions o, std::shared_ptr<const weights::Source> source);
+  State(EngineOptions o, std::shared_ptr<const weights::Source> s);
 
   // One public call at a time; cancel() reaches it from outside.
   class Call {
@@ -59,6 +59,7 @@ struct Engine::State {
 
   const EngineOptions options;
   const std::shared_ptr<Team> team;
+  const std::shared_ptr<const weights::Source> source;
   Residency residency;
   std::vector<comm::DeviceRank> ranks;       // by device
   std::vector<comm::DeviceRank> side_ranks;  // the same with their side queues

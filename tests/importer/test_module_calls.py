@@ -197,6 +197,41 @@ def test_mask_that_hides_nothing_is_left_out(module, dtype):
     assert stats["captures"] == 2 and stats["torch_fallbacks"] == 0
 
 
+def test_masks_that_hide_nothing_count_for_no_variants(module):
+    split = comfytp.split(module)
+    for steps in (1, 2, 3):
+        for hidden in (0, 1):
+            mask = torch.arange(3) < torch.tensor([[3 - hidden], [3]])
+            same(split(x_of(), mask=mask, steps=steps, kind="attend"), module(x_of(), mask=mask, steps=steps, kind="attend"))
+    assert split.engine_stats()["torch_fallbacks"] == 0
+
+
+def test_masks_on_a_gpu_that_are_new_in_every_call_are_not_waited_for(module, monkeypatch):
+    read = []
+    real = importer_calls.content_hash
+    monkeypatch.setattr(importer_calls, "on_gpu", lambda tensor: True)
+    monkeypatch.setattr(importer_calls, "content_hash", lambda tensor: read.append(tensor) or real(tensor))
+    split = comfytp.split(module)
+    masks = [torch.ones(2, 3, dtype=torch.bool) for _ in range(12)]
+    for mask in masks:
+        same(split(x_of(), mask=mask, kind="attend"), module(x_of(), mask=mask, kind="attend"))
+    assert sum(any(tensor is mask for tensor in read) for mask in masks) <= 5
+
+
+def test_forward_that_cannot_be_hashed_is_called(module):
+    class Forward:
+        __hash__ = None
+
+        def __call__(self, x):
+            return type(module).forward(module, x)
+
+    module.forward = Forward()
+    try:
+        same(comfytp.split(module)(x_of()), module(x_of()))
+    finally:
+        del module.forward
+
+
 def test_mask_on_a_gpu_is_read_once_as_long_as_nothing_is_written_to_it(module, monkeypatch):
     read = []
     real = importer_calls.content_hash

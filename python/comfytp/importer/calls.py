@@ -26,6 +26,7 @@ PROMPT_INPUTS = r"encoder|context|pooled|text|txt|prompt|clip|caption|attention_
 # Numbers that go with the step: an input, however they are given.
 _STEP = re.compile(r"time|sigma|step|(^|\.)t$")
 _MOST_VARIANTS = 4  # captures that differ in numbers or contents alone
+_MOST_NEW_MASKS = 4  # are looked at, before it is thought that every call has another
 _MOST_READY = 16  # programs that are kept in memory
 _MOST_KNOWN = 1000  # forms of calls of which is known what varies in them, and that cannot be captured
 _PROGRESS_AFTER = 2.0
@@ -57,7 +58,8 @@ class _Variants:
     inputs: set[int] = dataclasses.field(default_factory=set)  # leaves that are numbers and became inputs
     fixed: set[int] = dataclasses.field(default_factory=set)  # those that cannot
     contents: bool = False  # what small tensors hold is part of the key
-    tried: set[Any] = dataclasses.field(default_factory=set)  # keys that were captured, or could not be
+    tried: set[Any] = dataclasses.field(default_factory=set)  # keys, full masks apart, that were captured or could not be
+    new_masks: int = 0  # on a GPU, one call after another
 
 
 class Recent(collections.OrderedDict):
@@ -187,9 +189,12 @@ class Calls:
     def _as_captured(self, given: Arguments, skeleton: Any, variants: _Variants) -> tuple[Arguments, dict[int, torch.Tensor], Any]:
         """With numbers that became inputs; the contents that a capture hangs on; the key."""
         arguments = _with_inputs(given, variants.inputs)
-        contents = self._contents(arguments) if variants.contents else self._full_masks(arguments)
         exact = arguments.key() if given.numbers else skeleton
-        return arguments, contents, (exact, tuple((i, self._hash_of(t)) for i, t in contents.items()))
+        if variants.contents:
+            contents = self._contents(arguments)
+            return arguments, contents, (exact, tuple((i, self._hash_of(t)) for i, t in contents.items()))
+        contents = self._full_masks(arguments, variants)
+        return arguments, contents, (exact, tuple((i, "ones") for i in contents))
 
     def _hash_of(self, tensor: torch.Tensor) -> str:
         """Of a tensor on a GPU, for which the host must wait, only where torch has counted a write since the last time."""
@@ -215,7 +220,8 @@ class Calls:
                 return arguments, found
             if refusal := self._refused.get(key):
                 raise Unsupported(refusal)
-            if key not in variants.tried and len(variants.tried) >= _MOST_VARIANTS:
+            counted = key if variants.contents else key[0]
+            if counted not in variants.tried and len(variants.tried) >= _MOST_VARIANTS:
                 refusal = next((self._refused[tried] for tried in variants.tried if tried in self._refused), None)
                 raise Unsupported(
                     refusal
@@ -231,11 +237,11 @@ class Calls:
                 elif not variants.contents and self._contents(arguments):
                     variants.contents = True
                 else:
-                    variants.tried.add(key)
-                    self._refused[key] = str(error)
+                    variants.tried.add(counted)
+                    self._refused[key] = self._refused[counted] = str(error)
                     raise
                 continue
-            variants.tried.add(key)
+            variants.tried.add(counted)
             self._ready[key] = ready
 
     def _learn_numbers(self, arguments: Arguments, variants: _Variants) -> None:
@@ -260,13 +266,18 @@ class Calls:
                 found[number] = tensor
         return found
 
-    def _full_masks(self, arguments: Arguments) -> dict[int, torch.Tensor]:
-        """Masks of ones, as a prompt without padding has: captured without a mask. Those on a GPU whose writes torch does not count are not looked
-        at, for that would make every call wait."""
+    def _full_masks(self, arguments: Arguments, variants: _Variants) -> dict[int, torch.Tensor]:
+        """Masks of ones, as a prompt without padding has: captured without a mask. To look at one on a GPU the host must wait; so those whose writes
+        torch does not count are not looked at, nor are those that are made anew for every call."""
         found = {}
         for number, tensor in self._contents(arguments).items():
-            if "mask" not in arguments.names[arguments.tensors[number]] or (on_gpu(tensor) and not self._numbers.number(tensor)):
+            if "mask" not in arguments.names[arguments.tensors[number]]:
                 continue
+            if on_gpu(tensor):
+                known = self._numbers.number(tensor)
+                variants.new_masks = 0 if known in self._hashes else variants.new_masks + 1
+                if not known or variants.new_masks > _MOST_NEW_MASKS:
+                    continue
             if self._hash_of(tensor) == _hash_of_ones(tensor.shape, tensor.dtype):
                 found[number] = tensor
         return found
@@ -323,7 +334,7 @@ def _with_inputs(arguments: Arguments, numbers: set[int]) -> Arguments:
 
 @functools.lru_cache(maxsize=64)
 def _hash_of_ones(shape: torch.Size, dtype: torch.dtype) -> str:
-    return content_hash(torch.ones(shape, dtype=dtype))
+    return content_hash(torch.ones(shape, dtype=dtype, device="cpu"))
 
 
 def _device_of(arguments: Arguments) -> torch.device:

@@ -111,7 +111,10 @@ class Forms:
     def arguments_of(self, forward: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         given: list[Any] = []
         tree = (type(forward), getattr(forward, "__func__", forward), _tree(args, given), _tree(dict(kwargs), given))
-        known = self._known.get(tree)
+        try:
+            known = self._known.get(tree)
+        except TypeError:  # a forward that cannot be hashed
+            return arguments_of(forward, args, kwargs)
         if known is not None:
             return Arguments([given[i] for i in known[1]], known[0])
         arguments = arguments_of(forward, args, kwargs)

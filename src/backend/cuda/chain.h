@@ -32,7 +32,6 @@ struct Chain {
   int dims = 0;
   std::int64_t size[kChainDims] = {};
   int count = 0;
-  bool varies = false;  ///< an operand does
   ChainStep steps[kChainSteps];
   /// The innermost dimension and all strides allow packs of so many elements.
   bool packs_of(int n) const {

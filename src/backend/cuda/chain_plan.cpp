@@ -97,7 +97,6 @@ Chain plan_chain(std::string_view list, const Operand& x, std::span<const Operan
         steps[s].stride[d] = dims[d].strides[step_strides[s]];
         steps[s].varies |= d + 1 < dims.size() && steps[s].stride[d] != 0;
       }
-    chain.varies |= steps[s].varies;
     chain.steps[s] = steps[s];
   }
   return chain;

@@ -26,9 +26,10 @@ __global__ void __launch_bounds__(kThreads) largest(const T* x, std::int64_t pac
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) to_fp8(const T* x, std::int64_t packs, const unsigned* found, uint4* y, float* scale) {
-  const float most = __uint_as_float(*found), factor = most > 0 ? kLargest / most : most == 0 ? 1.f : most;
+  // Of values as small as 1e-33 the factor would leave fp32.
+  const float most = __uint_as_float(*found), factor = most > 0 ? fminf(kLargest / most, 1e35f) : most == 0 ? 1.f : most;
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i == 0) *scale = most == 0 ? 1.f : most / kLargest;
+  if (i == 0) *scale = 1.f / factor;
   if (i >= packs) return;
   float v[kEach];
   load_floats<T, kEach>(x + i * kEach, v);
