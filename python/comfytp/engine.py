@@ -28,7 +28,7 @@ class Engine:
     communicator: how GPUs exchange: "peer" (they read and write each other's memory), "staged" (through the host's); None: peer
         where it is possible.
     compute: None, or "fp8": linears whose weights are stored in fp8 multiply in it, on GPUs that can (from sm_89 on). What goes in is
-        rounded to fp8 by one scale, so that the result is coarser (a few hundredths) and comes sooner.
+        rounded to fp8 by one scale, so that the result is a few hundredths off.
 
     Raises Error naming the argument, device or key. Weights are loaded at the first call, or by load().
     """
