@@ -71,10 +71,17 @@ Matmul::Matmul(Context& context, const MatmulSizes& sizes) : context_(context), 
     layout(w_, w_dtype, sizes.inner, sizes.outputs, sizes.w_stride);
   layout(x_, sizes.fp8_weight ? DType::f8_e4m3 : sizes.dtype, sizes.inner, sizes.rows, sizes.x_stride);
   layout(y_, sizes.dtype, sizes.outputs, sizes.rows, sizes.y_stride);
-  choose();
+  try {
+    choose();
+  } catch (...) {
+    release();
+    throw;
+  }
 }
 
-Matmul::~Matmul() {
+Matmul::~Matmul() { release(); }
+
+void Matmul::release() {
   for (auto l : {x_, w_, y_})
     if (l) cublasLtMatrixLayoutDestroy(l);
   if (operation_) cublasLtMatmulDescDestroy(operation_);

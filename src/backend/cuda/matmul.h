@@ -26,7 +26,8 @@ struct MatmulSizes {
 
 class Matmul {
  public:
-  /// Chooses the algorithm: from what is remembered of this device and library, else by timing the likely ones on scratch memory.
+  /// Chooses the algorithm: from what is remembered of this device and library, else by timing the likely ones on scratch memory. Throws Error
+  /// where the library has none.
   Matmul(Context& context, const MatmulSizes& sizes);
   ~Matmul();
   Matmul(const Matmul&) = delete;
@@ -38,6 +39,7 @@ class Matmul {
 
  private:
   void choose();
+  void release();
   cublasStatus_t launch(const cublasLtMatmulAlgo_t& algorithm, const void* x, const void* w, const void* bias, void* y, void* workspace,
                         std::int64_t bytes, cudaStream_t stream, const float* x_scale);
 

@@ -1,5 +1,5 @@
-// A linear that asks for its product in fp8: by cuBLASLt, where the weight is stored in fp8 and the GPU and the sizes allow it. Otherwise the weight is decoded
-// and all goes as in any other linear.
+// A linear that asks for its product in fp8: by cuBLASLt, where the weight is stored in fp8 and the GPU and the sizes allow it. Otherwise the
+// weight is decoded and all goes as in any other linear.
 #include "backend/cuda/copy.h"
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/kernels/contraction.h"
@@ -7,6 +7,7 @@
 #include "backend/cuda/kernels/linear.h"
 #include "backend/cuda/matmul.h"
 #include "backend/cuda/status.h"
+#include "base/error.h"
 #include "graph/ops/epilogue.h"
 
 namespace comfytp::backend::cuda {
@@ -52,7 +53,12 @@ std::unique_ptr<Kernel> make(const Site& site) {
   const auto steps = graph::epilogue_of(site.attrs());
   sizes.bias = !steps.empty() && steps[0] == "bias";
   const Epilogue epilogue(site, y.size() - 1, sizes.bias ? 1 : 0);
-  auto matmul = std::make_shared<Matmul>(site.context, sizes);
+  std::shared_ptr<Matmul> matmul;
+  try {
+    matmul = std::make_shared<Matmul>(site.context, sizes);
+  } catch (const Error&) {  // the library has no algorithm for these sizes
+    return make_decoding(site);
+  }
   const auto count = sizes.rows * sizes.inner, bytes = rounded_up(count), before = bytes + rounded_up(2 * sizeof(float));
   return make_kernel(
       [=, bias = sizes.bias, stream = site.context.stream](auto in, auto out, void* workspace) {
