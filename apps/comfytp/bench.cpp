@@ -131,8 +131,8 @@ int bench(const Options& options) {
   std::optional<planner::Link> link;
   if (options.link) link = planner::link_from(*options.link);
   const auto plan = options.model.plan(only ? only->ranks : 1);
-  require(!only || plan.devices.size() == only->ranks, "[rank-only] expected a mesh of {} devices but '{}' has {}", only ? only->ranks : 0,
-          plan.mesh.to_string(), plan.devices.size());
+  require(!only || plan.devices.size() == only->ranks, "[rank-only] expected R/N of a mesh of N devices, R counted from 0, but N is {} and '{}' has {}",
+          only ? only->ranks : 0, plan.mesh.to_string(), plan.devices.size());
   auto names = planner::rank_names(plan.devices);
   if (only) names = {fmt::format("{}, rank {} of {} alone", plan.devices[only->rank].name(), only->rank, only->ranks)};
   Progress loading("loading weights");
@@ -200,7 +200,10 @@ int bench(const Options& options) {
     if (predicted)
       fmt::print("whole   {}, predicted and not measured: with what this rank exchanges over a link of {}\n", seconds_text(*predicted),
                  link->to_string());
-    if (fp8_error) fmt::print("error   {:.3g} of products in fp8, against decoded weights in bf16\n", *fp8_error);
+    if (fp8_error == 0.0)
+      fmt::print("fp8     nothing was multiplied in it: no such weights, or no device that can\n");
+    else if (fp8_error)
+      fmt::print("error   {:.3g} of products in fp8, against decoded weights in bf16\n", *fp8_error);
     fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
     print_table(rows_text);
     for (std::size_t d = 0; d < profiles.size(); ++d) {

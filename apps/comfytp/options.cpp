@@ -85,7 +85,7 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
   auto* m =
       command.add_option("--mesh", mesh, "Axes and their sizes, as in batch=2,tensor=2; tensor=2:1 gives unequal parts (default tensor=N)");
   auto* w =
-      command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: 1/N of every weight");
+      command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: each weight lies on one of them, and is fetched ahead of use");
   command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32, f16 (GPUs), bf16, or fp8: bf16, and products with weights stored in fp8 in\n"
                                              "that, where a GPU can (default f32, or what --plan says)");
   add_communicator(command, communicator);

@@ -117,7 +117,7 @@ Difference difference(const std::vector<float>& a, const std::vector<float>& b) 
   }
   d.relative = squares == 0 ? 0 : std::sqrt(squares / reference);
   const double deviation = std::sqrt(squares / static_cast<double>(b.size()));
-  d.psnr_db = deviation == 0 ? kEqualDb : std::min(kEqualDb, 20 * std::log10((high - low) / deviation));
+  d.psnr_db = deviation == 0 ? kEqualDb : std::min(20 * std::log10((high - low) / deviation), kEqualDb);  // no number of no number
   return d;
 }
 

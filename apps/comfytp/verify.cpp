@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -122,7 +123,12 @@ void add_verify(CLI::App& app, Command& chosen) {
       ->check(CLI::Range(1, 1000));
   command->add_option("--seed", options->seed, "Of the noise and the text")->capture_default_str();
   command->add_option("--tolerance", options->tolerance, "Of the relative error of the outputs of all steps (default 1e-5; bf16: 1.1 times one device's error against f32)")
-      ->check(CLI::NonNegativeNumber);
+      ->check([](const std::string& text) {
+        double value = -1;
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        const bool fits = error == std::errc() && end == text.data() + text.size() && value >= 0;
+        return fits ? std::string() : fmt::format("expected a number from 0 on but got '{}'", text);
+      });
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &chosen] { chosen = [options] { return verify(*options); }; });
 }

@@ -17,6 +17,10 @@ from .engine import Engine  # noqa: E402
 __all__ = ["Cancelled", "Denoiser", "Engine", "Error", "Graph", "Timeout", "ops", "split"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name == "split":  # the one that needs torch
         from .importer.module import split

@@ -9,7 +9,13 @@ from ._arrays import Queue, empty_like_kind, warn_unless_finite
 
 
 def device_list(devices: str | Iterable[str]) -> str:
-    return devices if isinstance(devices, str) else ",".join(devices)
+    if isinstance(devices, str):
+        return devices
+    if isinstance(devices, Iterable):
+        names = list(devices)
+        if all(isinstance(name, str) for name in names):
+            return ",".join(names)
+    raise _core.Error(f"[devices] expected names such as 'cpu:0' but got {devices!r}")
 
 
 class Engine:

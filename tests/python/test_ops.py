@@ -200,6 +200,8 @@ def test_a_device_without_products_in_fp8_decodes_weights_all_the_same():
     assert torch.equal(comfytp.Engine(graph, weights, compute="fp8")(**inputs)["y"], expected)
     with pytest.raises(comfytp.Error, match="expected compute 'fp8' or None but got 'int4'"):
         comfytp.Engine(graph, weights, compute="int4")
+    with pytest.raises(comfytp.Error, match=r"\[devices\] expected names such as 'cpu:0' but got 2"):
+        comfytp.Engine(graph, weights, 2)
 
 
 @pytest.mark.parametrize("to", [torch.float16, torch.bfloat16, torch.float32])
