@@ -306,9 +306,9 @@ TEST_P(Aside, AnyTimeForItGivesTheSame) {
   for (const Graph& g : {small_unet(), attention_blocks(3)}) {
     Machine machine(g, GetParam());
     for (const auto schedule : {Schedule::late, Schedule::early}) EXPECT_LT(machine.error(0, schedule), 1e-5);
-    for (std::uint64_t seed = 0; seed < 10; ++seed) EXPECT_LT(machine.error(seed, Schedule::random), 1e-5) << seed;
+    for (std::uint64_t seed = 0; seed < 4; ++seed) EXPECT_LT(machine.error(seed, Schedule::random), 1e-5) << seed;
   }
-  for (std::uint64_t graph = 0; graph < 20; ++graph) {
+  for (std::uint64_t graph = 0; graph < 6; ++graph) {
     Machine machine(random_graph(graph), GetParam());
     for (const auto schedule : {Schedule::late, Schedule::early, Schedule::random}) EXPECT_LT(machine.error(graph, schedule), 1e-5) << graph;
   }
