@@ -55,8 +55,8 @@ ordered_json timeline_of(const runtime::StepProfile& profile, bool print) {
     json.push_back({{"what", what}, {"count", count}, {"seconds", seconds}, {"share", seconds / profile.seconds}});
     rows.push_back({what, count ? count_text(count) : "", fmt::format("{:.3f}", seconds * 1e3), percent_text(seconds, profile.seconds)});
   };
-  for (const auto& [what, spent] : profile.exchanges) {
-    const auto& [kind, beside] = what;
+  for (const auto& [kind, spent] : profile.exchanges) {
+    const bool beside = kind == "fetch_weight";
     if (!beside) computing -= spent.waiting_seconds + spent.moving_seconds;
     add(kind + (beside ? " waits, beside the rest" : " waits"), spent.calls, spent.waiting_seconds);
     add(kind + (beside ? " moves, beside the rest" : " moves"), spent.calls, spent.moving_seconds);
@@ -117,9 +117,7 @@ ordered_json profile_of(const runtime::StepProfile& profile, bool print) {
 
 // The first seeded call's output where weights in fp8 are decoded at use.
 std::vector<float> decoded_output(const Options& options, const planner::Plan& plan, const models::UNetCall& call) {
-  auto model = options.model;
-  model.compute = "bf16";
-  const auto denoiser = model.open(plan, DType::bf16);
+  const auto denoiser = options.model.open(plan, {DType::bf16});
   const Interruptible guard(denoiser->engine());
   SeededCall rows(denoiser->checkpoint().unet, call, 1);
   denoiser->run(rows.inputs(), rows.output_view());
@@ -135,8 +133,9 @@ int bench(const Options& options) {
           only ? only->ranks : 0, plan.mesh.to_string(), plan.devices.size());
   auto names = planner::rank_names(plan.devices);
   if (only) names = {fmt::format("{}, rank {} of {} alone", plan.devices[only->rank].name(), only->rank, only->ranks)};
+  const auto compute = options.model.compute_choice();
   Progress loading("loading weights");
-  const auto denoiser = options.model.open(plan, options.model.compute_dtype(), [&](auto done, auto total) { loading(done, total); }, {},
+  const auto denoiser = options.model.open(plan, compute, [&](auto done, auto total) { loading(done, total); }, {},
                                            only ? std::optional(only->rank) : std::nullopt);
   const auto& unet = denoiser->checkpoint().unet;
   const auto call = options.call.call(unet);
@@ -166,7 +165,7 @@ int bench(const Options& options) {
   std::optional<double> predicted;
   if (link) predicted = planner::predicted_seconds(median(seconds), exchanged_by(engine.report(*denoiser->compile(call)).at(0)), *link);
   std::optional<double> fp8_error;
-  if (options.model.compute_name() == "fp8" && !only) {
+  if (compute.fp8_products && !only) {
     engine.unload();
     fp8_error = difference(rows.output, decoded_output(options, plan, call)).relative;
   }

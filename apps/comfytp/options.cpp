@@ -85,7 +85,8 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
   auto* m =
       command.add_option("--mesh", mesh, "Axes and their sizes, as in batch=2,tensor=2; tensor=2:1 gives unequal parts (default tensor=N)");
   auto* w =
-      command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: each weight lies on one of them, and is fetched ahead of use");
+      command.add_option("--weights", weights, "resident: a device holds what it computes with (default); gathered: each weight lies on one\n"
+                                                "of them, and is fetched ahead of use");
   command.add_option("--compute", compute, "The dtype of activations and arithmetic: f32, f16 (GPUs), bf16, or fp8: bf16, and products with weights stored in fp8 in\n"
                                              "that, where a GPU can (default f32, or what --plan says)");
   add_communicator(command, communicator);
@@ -122,13 +123,10 @@ std::string ModelOptions::compute_name() const {
     const auto at = nlohmann::json::json_pointer("/call/compute");
     if (json.is_object() && json.contains(at) && json.at(at).is_string()) name = json.at(at).get<std::string>();
   }
-  pipeline::compute_from_name(name);
   return name;
 }
 
-DType ModelOptions::compute_dtype() const { return pipeline::compute_from_name(compute_name()).dtype; }
-
-std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan, DType compute,
+std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan, pipeline::Compute compute,
                                                        std::function<void(std::int64_t, std::int64_t)> progress,
                                                        OpenDevice open_device, std::optional<std::size_t> only_rank) const {
   pipeline::DenoiserOptions options;
@@ -142,7 +140,6 @@ std::unique_ptr<pipeline::Denoiser> ModelOptions::open(const planner::Plan& plan
   };
   options.heads = heads;
   options.compute = compute;
-  options.engine.fp8_products = compute_name() == "fp8" && compute == compute_dtype();
   return std::make_unique<pipeline::Denoiser>(weights::open_checkpoint(path_from_utf8(checkpoint)), std::move(options));
 }
 

@@ -28,9 +28,9 @@ struct ModelOptions {
   planner::Plan plan(std::size_t ranks = 1) const;
   /// The option's, else the plan's file's, else f32. fp8 is bf16 with products in fp8.
   std::string compute_name() const;
-  DType compute_dtype() const;
+  pipeline::Compute compute_choice() const { return pipeline::compute_from_name(compute_name()); }
   /// Maps the checkpoint, recognises it, opens the devices of `plan`.
-  std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, DType compute, std::function<void(std::int64_t, std::int64_t)> progress = {},
+  std::unique_ptr<pipeline::Denoiser> open(const planner::Plan& plan, pipeline::Compute compute, std::function<void(std::int64_t, std::int64_t)> progress = {},
                                            OpenDevice open_device = {}, std::optional<std::size_t> only_rank = {}) const;
 };
 

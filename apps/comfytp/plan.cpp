@@ -188,7 +188,7 @@ int plan(const Options& options) {
   const auto profile = read_profile(options.profile);
   std::optional<planner::Link> link;
   if (options.link) link = planner::link_from(*options.link);
-  const auto compute = options.model.compute_dtype();
+  const auto compute = options.model.compute_choice();
   std::vector<Rank> ranks;
   for (const auto& name : planner::rank_names(plan.devices)) ranks.push_back({name, {}, {}, 0, 0, 0, 0});
   // Nothing runs, so a GPU need not be there.
@@ -213,11 +213,11 @@ int plan(const Options& options) {
     if (profile.devices.contains(plan.devices[d].name()) || !rank.absent.empty()) rank.profile = planner::profile_of(plan.devices[d], profile);
     if (const auto limit = plan.devices[d].limit_bytes; limit && rank.needed > limit)
       notes.push_back(fmt::format("{} needs {}, more than its limit of {}", rank.name, bytes_text(rank.needed), bytes_text(limit)));
-    if (link) predict(rank, plan.devices[d], devices[d], *link, compute, notes);
+    if (link) predict(rank, plan.devices[d], devices[d], *link, compute.dtype, notes);
     if (!rank.profile) continue;
     double sent = 0;
     for (const auto& [kind, c] : devices[d].collectives) sent += static_cast<double>(c.bytes);
-    rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute);
+    rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute.dtype);
     rank.link_seconds = sent / planner::link_bytes_per_second(profile);
     if (!rank.absent.empty())
       notes.push_back(fmt::format("{} is not here ({}): activations are what a cpu would take{}", rank.name, rank.absent,
@@ -233,7 +233,7 @@ int plan(const Options& options) {
     needed = 0;  // said once
   }
 
-  const auto whole_graph = graph::normalise(models::build_unet(unet, call, compute));
+  const auto whole_graph = graph::normalise(models::build_unet(unet, call, compute.dtype));
   const auto whole = whole_of(whole_graph, unet);
   plan.mesh.cuts = sharding::decide(whole_graph, plan.mesh).cuts;
   if (options.json) {

@@ -58,7 +58,7 @@ int run(const Options& options) {
   const auto plan = options.model.plan();
   auto tensors = read_inputs(options.inputs);
   Progress progress("loading weights");
-  const auto denoiser = options.model.open(plan, options.model.compute_dtype(), [&](auto done, auto total) { progress(done, total); });
+  const auto denoiser = options.model.open(plan, options.model.compute_choice(), [&](auto done, auto total) { progress(done, total); });
 
   std::map<std::string, TensorView> inputs;
   for (auto& [name, tensor] : tensors) inputs[name] = tensor.view();

@@ -35,7 +35,7 @@ struct Outcome {
 };
 
 // The weights are gone when it returns, so that the two sides need not fit in memory together.
-Outcome sample_on(const planner::Plan& plan, DType compute, const Options& options, const Sampled* along, const std::string& what) {
+Outcome sample_on(const planner::Plan& plan, pipeline::Compute compute, const Options& options, const Sampled* along, const std::string& what) {
   Progress loading(what + ": loading weights");
   const auto denoiser = options.model.open(plan, compute, [&](auto done, auto total) { loading(done, total); });
   const auto call = options.call.call(denoiser->checkpoint().unet);
@@ -61,11 +61,11 @@ int verify(const Options& asked) {
   one.devices = {plan.devices.front()};
   one.devices.front().limit_bytes = 0;
 
-  const auto compute = options.model.compute_dtype();
-  const bool by_ratio = compute != DType::f32 && !options.tolerance;
+  const auto compute = options.model.compute_choice();
+  const bool by_ratio = compute.dtype != DType::f32 && !options.tolerance;
   if (by_ratio) options.steps = std::max(options.steps, kLeastSteps);
   std::optional<Sampled> exact;
-  if (compute != DType::f32) exact = sample_on(one, DType::f32, options, nullptr, "one device in f32").sampled;
+  if (compute.dtype != DType::f32) exact = sample_on(one, {DType::f32}, options, nullptr, "one device in f32").sampled;
   const auto* along = exact ? &*exact : nullptr;
   const auto whole = sample_on(one, compute, options, along, "one device");
   const auto split = sample_on(plan, compute, options, along, fmt::format("{} devices", plan.devices.size()));

@@ -41,10 +41,9 @@ class Denoiser {
   Denoiser(nb::handle weights, const std::string& devices, const std::string& mesh, const std::string& placement, const std::string& compute,
            const std::string& communicator, std::optional<std::int64_t> heads, std::optional<std::int64_t> head_dim, double timeout) {
     pipeline::DenoiserOptions options;
-    const auto chosen = pipeline::compute_from_name(compute);
-    options.engine = options_of(devices, mesh, placement, communicator, timeout, chosen.fp8_products ? "fp8" : "");
+    options.engine = options_of(devices, mesh, placement, communicator, timeout, "");
     options.heads = {heads, head_dim};
-    options.compute = chosen.dtype;
+    options.compute = pipeline::compute_from_name(compute);
     auto source = weights_of(weights);
     const nb::gil_scoped_release release;
     denoiser_ = std::make_unique<pipeline::Denoiser>(std::move(source), std::move(options));

@@ -26,6 +26,12 @@ const TensorView& input(const Tensors& inputs, const std::string& name, std::siz
   return it->second;
 }
 
+runtime::EngineOptions engine_options(const DenoiserOptions& options) {
+  auto engine = options.engine;
+  engine.fp8_products = options.compute.fp8_products;
+  return engine;
+}
+
 }  // namespace
 
 Compute compute_from_name(const std::string& name) {
@@ -37,7 +43,7 @@ Compute compute_from_name(const std::string& name) {
 Denoiser::Denoiser(std::shared_ptr<const weights::Source> checkpoint, DenoiserOptions options)
     : options_(std::move(options)),
       checkpoint_(models::recognise(std::move(checkpoint), options_.heads)),
-      engine_(options_.engine, checkpoint_.denoiser) {}
+      engine_(engine_options(options_), checkpoint_.denoiser) {}
 
 std::shared_ptr<runtime::Compiled> Denoiser::compile(const UNetCall& call) {
   std::lock_guard lock(mutex_);
@@ -45,7 +51,7 @@ std::shared_ptr<runtime::Compiled> Denoiser::compile(const UNetCall& call) {
   if (known != programs_.end()) {
     programs_.splice(programs_.begin(), programs_, known);
   } else {
-    programs_.emplace_front(call, engine_.compile(models::build_unet(checkpoint_.unet, call, options_.compute)));
+    programs_.emplace_front(call, engine_.compile(models::build_unet(checkpoint_.unet, call, options_.compute.dtype)));
     if (programs_.size() > static_cast<std::size_t>(std::max(1, options_.engine.programs))) programs_.pop_back();
   }
   return programs_.front().second;

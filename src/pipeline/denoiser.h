@@ -23,7 +23,7 @@ Compute compute_from_name(const std::string& name);
 struct DenoiserOptions {
   runtime::EngineOptions engine;
   models::HeadOptions heads;
-  DType compute = DType::f32;
+  Compute compute;
 };
 
 class Denoiser {

@@ -41,12 +41,12 @@ std::int64_t Assembly::offset_of(const Home& home) const {
 
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
 // fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as whole weights and
-// collectives are counted, it is the same one on all devices. Other collectives aside stay where the graph has them.
+// collectives are counted, it is the same one on all devices.
 void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   constexpr std::int64_t kChunks = 64, kMostBytes = std::int64_t{64} << 20;
   std::int64_t total = 0;
   for (const auto& launch : launches)
-    if (is_fetch(launch)) total += launch.whole_bytes;
+    if (launch.aside) total += launch.whole_bytes;
   const auto chunk = std::min(total / kChunks, kMostBytes);
   std::vector<std::size_t> key(launches.size()), order(launches.size());
   std::vector<std::size_t> chunk_of(launches.size());
@@ -54,7 +54,7 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     key[i] = order[i] = i;
-    if (!is_fetch(launches[i])) continue;
+    if (!launches[i].aside) continue;
     if (bytes >= chunk) previous = current, current = i, bytes = 0, ++chunks;
     bytes += launches[i].whole_bytes;
     key[i] = previous;
@@ -62,7 +62,7 @@ void Assembly::hoist(std::vector<PendingLaunch>& launches) {
   }
   // Of those at one place the fetch comes first: what stood there may be a fetch that has gone ahead itself.
   std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) {
-    return std::tuple(key[x], !is_fetch(launches[x])) < std::tuple(key[y], !is_fetch(launches[y]));
+    return std::tuple(key[x], !launches[x].aside) < std::tuple(key[y], !launches[y].aside);
   });
   std::vector<PendingLaunch> hoisted;
   std::vector<std::size_t> hoisted_chunks;

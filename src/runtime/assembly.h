@@ -27,7 +27,7 @@ struct PendingLaunch {
   std::vector<Home> in, out;
   std::vector<std::size_t> may_overwrite;  ///< inputs whose memory output 0 may take over
   bool aside = false;
-  std::int64_t whole_bytes = 0;             ///< of a fetch: of the whole weight, the same on all devices however unequal their parts are
+  std::int64_t whole_bytes = 0;             ///< of a fetch, of the whole weight: the same on all devices however unequal their parts are
   std::vector<std::size_t> after;
   std::string label;
   Work work;
@@ -56,7 +56,6 @@ class Assembly {
   int root(int block);
   std::int64_t offset_of(const Home& home) const;  // bytes into the root of its block
   Block& block(const Home& home) { return blocks_[static_cast<std::size_t>(root(home.block))]; }
-  static bool is_fetch(const PendingLaunch& launch) { return launch.aside && launch.in[0].block < 0; }
   void hoist(std::vector<PendingLaunch>& launches);
   void await(std::vector<PendingLaunch>& launches, const std::vector<std::size_t>& chunks);
   void use(const Home& home, int time);

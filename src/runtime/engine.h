@@ -14,7 +14,6 @@
 #include "graph/graph.h"
 #include "planner/plan.h"
 #include "planner/profile.h"
-#include "runtime/program.h"
 #include "sharding/partition.h"
 #include "weights/source.h"
 
@@ -58,7 +57,8 @@ struct LaunchTime {
 
 struct StepProfile {
   double seconds = 0;                ///< of the whole step as it is run
-  Exchanges exchanges;               ///< of the step's seconds, or beside them, as the devices count it themselves
+  /// Of the step's seconds, by kind, as the devices count it themselves; weights are fetched beside the rest.
+  std::map<std::string, comm::Communicator::Spent> exchanges;
   double host_exchange_seconds = 0;  ///< of the step's seconds, where collectives run on the host
   std::vector<LaunchTime> launches;  ///< each timed alone, collectives but once
 };

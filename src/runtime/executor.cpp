@@ -144,14 +144,14 @@ void Executor::repeat_step(backend::Device& device, const comm::Abort& abort) {
   check_collectives();
 }
 
-Exchanges Executor::spent() const {
-  std::map<const comm::Communicator*, const Launch*> users;  // each once
+std::map<std::string, comm::Communicator::Spent> Executor::spent() const {
+  std::map<const comm::Communicator*, bool> aside;  // each once
   for (const auto& launch : program_.step)
-    if (launch.collective) users[launch.collective->communicator] = &launch;
-  Exchanges all;
-  for (const auto& [communicator, user] : users)
+    if (launch.collective) aside[launch.collective->communicator] = launch.aside;
+  std::map<std::string, comm::Communicator::Spent> all;
+  for (const auto& [communicator, beside] : aside)
     for (const auto& [kind, spent] : communicator->spent()) {
-      auto& sum = all[{user->aside && graph::is(*user->collective->node, "fetch_weight") ? "fetch_weight" : kind, user->aside}];
+      auto& sum = all[beside ? "fetch_weight" : kind];
       sum.calls += spent.calls;
       sum.waiting_seconds += spent.waiting_seconds;
       sum.moving_seconds += spent.moving_seconds;

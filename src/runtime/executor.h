@@ -39,8 +39,8 @@ class Executor {
   void write_outputs(backend::Device& device, const std::map<std::string, TensorView>& outputs);
   /// The step once more, on the inputs of the last call; waits for it. Results of the prologue may be lost.
   void repeat_step(backend::Device& device, const comm::Abort& abort);
-  /// What the step's collectives have spent since their groups were made, as far as their communicators count it.
-  Exchanges spent() const;
+  /// What the step's collectives have spent since their groups were made, by kind, as far as their communicators count it.
+  std::map<std::string, comm::Communicator::Spent> spent() const;
   /// The step's launches one after the other, each timed alone but for collectives, which run once. Results are lost.
   std::vector<double> time_launches(backend::Device& device, const comm::Abort& abort);
   /// Spent in the collectives of the last call and of repeated steps, waiting for peers included, where they run on the host.

@@ -9,7 +9,9 @@
 namespace comfytp::runtime {
 namespace {
 
-Exchanges in_one(Exchanges after, const Exchanges& before, int runs) {
+using Spent = std::map<std::string, comm::Communicator::Spent>;
+
+Spent in_one(Spent after, const Spent& before, int runs) {
   for (auto& [kind, spent] : after) {
     const auto found = before.find(kind);
     const auto was = found == before.end() ? comm::Communicator::Spent{} : found->second;

@@ -1,11 +1,9 @@
 // What one device runs: a flat list of launches with fixed offsets into its memories.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -28,9 +26,6 @@ struct CollectiveCall {
   comm::Communicator* communicator = nullptr;   ///< this device's end of the node's group; set by the engine
 };
 
-/// What collectives spend, by kind and whether they run aside.
-using Exchanges = std::map<std::pair<std::string, bool>, comm::Communicator::Spent>;
-
 /// What a launch is and does, for profiles.
 struct Work {
   std::string op;
@@ -44,7 +39,7 @@ struct Launch {
   std::optional<CollectiveCall> collective;
   std::vector<Place> in, out;
   Place workspace;
-  bool aside = false;                       ///< a collective that runs beside what stands around it, on the device's side queue
+  bool aside = false;                       ///< a fetch that runs beside what stands around it, on the device's side queue
   std::vector<std::size_t> after;           ///< launches aside, by their place in the same list, that must be done before this one, with all
                                             ///< that went aside before them
   std::string label;                        ///< "conv2d 'input_blocks.1.0.in_layers.2'" for errors and profiles

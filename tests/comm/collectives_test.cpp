@@ -238,6 +238,31 @@ TEST_P(Ranks, CallsInARowDoNotDisturbEachOther) {
   }
 }
 
+// Ranks in a ring: a halo_exchange by these numbers hands every rank's `part` on to the rank before it.
+struct Ring {
+  std::int64_t size;
+  std::vector<std::int64_t> bounds, lo, hi;
+  std::vector<Tensor> part, next, last, sum, whole;
+  std::vector<std::byte> initial;  // all parts
+  Ring(int n, std::int64_t size) : size(size) {
+    for (int r = 0; r <= n; ++r) bounds.push_back(r * size);
+    for (int r = 0; r < n; ++r) {
+      lo.push_back((r + 1) % n * size);
+      hi.push_back(lo.back() + size);
+      for (auto* tensors : {&part, &next, &last, &sum}) tensors->emplace_back(Shape{size}, DType::f32);
+      whole.emplace_back(Shape{n * size}, DType::f32);
+      fill(part.back(), [&](std::int64_t i) { return whole_number(i, r) + 100.0F * static_cast<float>(r); });
+      initial.insert(initial.end(), part.back().memory.begin(), part.back().memory.end());
+    }
+  }
+  // All parts after so many times.
+  std::vector<std::byte> handed_on(int times) const {
+    auto rotated = initial;
+    std::rotate(rotated.begin(), rotated.begin() + times % static_cast<int>(part.size()) * static_cast<std::ptrdiff_t>(size * 4), rotated.end());
+    return rotated;
+  }
+};
+
 class Recorded : public OnGroup {};
 INSTANTIATE_TEST_SUITE_P(Groups, Recorded, ::testing::ValuesIn(cuda_groups()), label);
 
@@ -247,40 +272,24 @@ TEST_P(Recorded, ReplaysDoWhatTheCallsDid) {
   const int n = GetParam().size();
   const int steps = n % 3 == 0 ? 2 : 3;  // of handing on in a replay; not a multiple of the ranks
   for (std::int64_t size : {std::int64_t{5}, std::int64_t{3000}, std::int64_t{700000}}) {
-    std::vector<std::int64_t> bounds, lo, hi;
-    for (int r = 0; r <= n; ++r) bounds.push_back(r * size);
-    for (int r = 0; r < n; ++r) {
-      lo.push_back((r + 1) % n * size);
-      hi.push_back(lo.back() + size);
-    }
-    std::vector<Tensor> part, next, last, sum, whole;
-    for (int r = 0; r < n; ++r) {
-      for (auto* tensors : {&part, &next, &last, &sum}) tensors->emplace_back(Shape{size}, DType::f32);
-      whole.emplace_back(Shape{n * size}, DType::f32);
-      fill(part.back(), [&](std::int64_t i) { return whole_number(i, r) + 100.0F * static_cast<float>(r); });
-    }
-    const std::vector<std::byte> initial = [&] {
-      std::vector<std::byte> all;
-      for (const auto& t : part) all.insert(all.end(), t.memory.begin(), t.memory.end());
-      return all;
-    }();
+    Ring ring(n, size);
     Tensor total({size}, DType::f32);
     fill(total, [&](std::int64_t i) {
       float value = 0;
       for (int r = 0; r < n; ++r) value += whole_number(i, r) + 100.0F * static_cast<float>(r);
       return value;
     });
-    const auto views = group.put(by_rank(part, next, last, sum, whole));
+    const auto views = group.put(by_rank(ring.part, ring.next, ring.last, ring.sum, ring.whole));
     std::vector<std::unique_ptr<backend::Recording>> recordings(static_cast<std::size_t>(n));
     group.run([&](comm::Communicator& c, backend::Device* device) {
       const auto& v = views[static_cast<std::size_t>(c.rank())];
       recordings[static_cast<std::size_t>(c.rank())] = device->record([&] {
-        const auto hand_on = [&](std::size_t from, std::size_t to) { c.halo_exchange(v[from], v[to], 0, bounds, lo, hi); };
+        const auto hand_on = [&](std::size_t from, std::size_t to) { c.halo_exchange(v[from], v[to], 0, ring.bounds, ring.lo, ring.hi); };
         hand_on(0, 1);
         if (steps == 3) hand_on(1, 2);
         hand_on(static_cast<std::size_t>(steps - 1), 0);
         c.all_reduce(v[0], v[3]);
-        c.all_gather(v[0], v[4], 0, bounds);
+        c.all_gather(v[0], v[4], 0, ring.bounds);
       });
     });
     int done = 0;
@@ -292,14 +301,13 @@ TEST_P(Recorded, ReplaysDoWhatTheCallsDid) {
       });
       done += replays;
       group.get(true);
-      const auto bytes = static_cast<std::ptrdiff_t>(size * 4), shift = done * steps % n * bytes;
-      auto rotated = initial;
-      std::rotate(rotated.begin(), rotated.begin() + shift, rotated.end());
-      for (std::size_t r = 0; r < part.size(); ++r) {
+      const auto bytes = static_cast<std::ptrdiff_t>(size * 4);
+      const auto rotated = ring.handed_on(done * steps);
+      for (std::size_t r = 0; r < ring.part.size(); ++r) {
         const auto* mine = rotated.data() + static_cast<std::ptrdiff_t>(r) * bytes;
-        ASSERT_TRUE(std::equal(part[r].memory.begin(), part[r].memory.end(), mine)) << size << " after " << done << " replays on rank " << r;
-        ASSERT_TRUE(sum[r].memory == total.memory) << size << " after " << done << " replays on rank " << r;
-        ASSERT_TRUE(whole[r].memory == rotated) << size << " after " << done << " replays on rank " << r;
+        ASSERT_TRUE(std::equal(ring.part[r].memory.begin(), ring.part[r].memory.end(), mine)) << size << " after " << done << " replays on rank " << r;
+        ASSERT_TRUE(ring.sum[r].memory == total.memory) << size << " after " << done << " replays on rank " << r;
+        ASSERT_TRUE(ring.whole[r].memory == rotated) << size << " after " << done << " replays on rank " << r;
       }
     }
     group.run([&](comm::Communicator& c, backend::Device*) { recordings[static_cast<std::size_t>(c.rank())].reset(); });
@@ -318,30 +326,17 @@ TEST_P(Recorded, WhatRunsAsideGoesOnBesideTheQueue) {
   });
   const auto beside = comm::device_group(members, group.abort, std::chrono::minutes(5), GetParam().route);
   for (std::int64_t size : {std::int64_t{5}, std::int64_t{3000}, std::int64_t{700000}}) {
-    std::vector<std::int64_t> bounds, lo, hi;
-    for (int r = 0; r <= n; ++r) bounds.push_back(r * size);
-    for (int r = 0; r < n; ++r) {
-      lo.push_back((r + 1) % n * size);
-      hi.push_back(lo.back() + size);
-    }
-    std::vector<Tensor> part, next, last, sum, whole;
-    std::vector<std::byte> initial;
-    for (int r = 0; r < n; ++r) {
-      for (auto* tensors : {&part, &next, &last, &sum}) tensors->emplace_back(Shape{size}, DType::f32);
-      whole.emplace_back(Shape{n * size}, DType::f32);
-      fill(part.back(), [&](std::int64_t i) { return whole_number(i, r) + 100.0F * static_cast<float>(r); });
-      initial.insert(initial.end(), part.back().memory.begin(), part.back().memory.end());
-    }
-    const auto views = group.put(by_rank(part, next, last, sum, whole));
+    Ring ring(n, size);
+    const auto views = group.put(by_rank(ring.part, ring.next, ring.last, ring.sum, ring.whole));
     std::vector<std::unique_ptr<backend::Recording>> recordings(static_cast<std::size_t>(n));
     group.run([&](comm::Communicator& c, backend::Device* device) {
       const auto r = static_cast<std::size_t>(c.rank());
       const auto& v = views[r];
       recordings[r] = device->record([&] {
-        const auto hand_on = [&](std::size_t from, std::size_t to) { c.halo_exchange(v[from], v[to], 0, bounds, lo, hi); };
+        const auto hand_on = [&](std::size_t from, std::size_t to) { c.halo_exchange(v[from], v[to], 0, ring.bounds, ring.lo, ring.hi); };
         hand_on(0, 1);
         device->fork();
-        beside[r]->all_gather(v[1], v[4], 0, bounds);
+        beside[r]->all_gather(v[1], v[4], 0, ring.bounds);
         const auto gathered = device->mark();
         if (steps == 3) hand_on(1, 2);
         hand_on(static_cast<std::size_t>(steps - 1), 0);
@@ -360,10 +355,9 @@ TEST_P(Recorded, WhatRunsAsideGoesOnBesideTheQueue) {
       });
       done += replays;
       group.get(true);
-      auto handed_on = initial;
-      std::rotate(handed_on.begin(), handed_on.begin() + ((done - 1) * steps + 1) % n * static_cast<std::ptrdiff_t>(size * 4), handed_on.end());
-      for (std::size_t r = 0; r < whole.size(); ++r)
-        ASSERT_TRUE(whole[r].memory == handed_on) << size << " after " << done << " replays on rank " << r;
+      const auto handed_on = ring.handed_on((done - 1) * steps + 1);
+      for (std::size_t r = 0; r < ring.whole.size(); ++r)
+        ASSERT_TRUE(ring.whole[r].memory == handed_on) << size << " after " << done << " replays on rank " << r;
     }
     group.run([&](comm::Communicator& c, backend::Device*) { recordings[static_cast<std::size_t>(c.rank())].reset(); });
     group.get();

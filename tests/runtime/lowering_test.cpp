@@ -28,8 +28,11 @@ struct Lowered {
   runtime::WeightStore store;
   Program program;
   explicit Lowered(const Graph& graph, DType stored = DType::f32) : Lowered(graph, graph, stored) {}
-  Lowered(const Graph& whole, const Graph& local, DType stored)
-      : source(std::make_shared<TestWeights>(whole, stored)), store(source), program(runtime::lower(local, device, store)) {}
+  Lowered(const Graph& whole, const Graph& local, DType stored, bool like_a_gpu = false)
+      : source(std::make_shared<TestWeights>(whole, stored)), store(source), program([&] {
+          watch.like_a_gpu = like_a_gpu;
+          return runtime::lower(local, device, store);
+        }()) {}
   int count(const std::string& op, bool prologue = false) const {
     const auto& launches = prologue ? program.prologue : program.step;
     return static_cast<int>(std::count_if(launches.begin(), launches.end(), [&](const Launch& l) { return l.label.starts_with(op); }));
@@ -243,11 +246,8 @@ TEST_P(Hoisting, LeavesTheCollectivesOfAllDevicesInOneOrder) {
   std::vector<std::vector<std::string>> orders;
   int aside = 0;
   for (const auto& graph : local.devices) {
-    Watch watch;
-    watch.like_a_gpu = true;
-    ReferenceDevice device{{"cpu", 0, 0}, watch};
-    runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
-    const auto program = runtime::lower(graph, device, store);
+    const Lowered l(g, graph, DType::f32, true);
+    const auto& program = l.program;
     auto& order = orders.emplace_back();
     for (const auto* launches : {&program.prologue, &program.step})
       for (const auto& launch : *launches) {
@@ -267,11 +267,8 @@ TEST_P(Hoisting, FetchesNoMoreThanAChunkAhead) {
   const Graph g = graph::normalise(small_unet());
   const auto mesh = sharding::Mesh::parse(GetParam());
   const auto local = sharding::partition(g, mesh, sharding::decide(g, mesh).assignment, sharding::Placement::gathered);
-  Watch watch;
-  watch.like_a_gpu = true;
-  ReferenceDevice device{{"cpu", 0, 0}, watch};
-  runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
-  const auto program = runtime::lower(local.devices[0], device, store);
+  const Lowered l(g, local.devices[0], DType::f32, true);
+  const auto& program = l.program;
   std::size_t read = 0;
   for (const auto* launches : {&program.prologue, &program.step}) {
     std::int64_t total = 0, largest = 0, waiting = 0;
@@ -313,11 +310,8 @@ TEST(Lowering, WaitsOnceForAChunkOfWeights) {
   for (std::size_t i = 0; i < kWeights; ++i) x = b.linear(x, b.weight(fmt::format("{:04}", i), {16, 16}), fmt::format("linear {}", i));
   g.add_output("y", x);
   const auto local = sharding::partition(g, sharding::Mesh::parse("batch=2"), {}, sharding::Placement::gathered);
-  Watch watch;
-  watch.like_a_gpu = true;
-  ReferenceDevice device{{"cpu", 0, 0}, watch};
-  runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
-  const auto program = runtime::lower(local.devices[0], device, store);
+  const Lowered l(g, local.devices[0], DType::f32, true);
+  const auto& program = l.program;
   std::size_t waits = 0, fetched = 0;
   for (const auto& launch : program.step) {
     waits += launch.after.size();
@@ -339,11 +333,8 @@ TEST(Lowering, WaitsForWhatIsFetchedIntoAConcat) {
   const auto local = sharding::partition(g, sharding::Mesh::parse("batch=2"), {}, sharding::Placement::gathered);
   std::size_t fetched = 0;
   for (const auto& graph : local.devices) {
-    Watch watch;
-    watch.like_a_gpu = true;
-    ReferenceDevice device{{"cpu", 0, 0}, watch};
-    runtime::WeightStore store(std::make_shared<TestWeights>(g, DType::f32));
-    const auto program = runtime::lower(graph, device, store);
+    const Lowered l(g, graph, DType::f32, true);
+    const auto& program = l.program;
     for (const auto* launches : {&program.prologue, &program.step}) {
       std::set<std::size_t> coming;
       for (std::size_t i = 0; i < launches->size(); ++i) {

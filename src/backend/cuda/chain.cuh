@@ -175,27 +175,25 @@ __device__ __forceinline__ void apply_chain(const Chain& chain, const ChainOpera
   }
 }
 
-/// Where M packs stand in a chain's value, which has less than 2^32 elements.
-template <int M>
-struct Packs {
-  unsigned index[M][kChainDims];
-  /// Pack `m` begins with element `i`.
-  __device__ __forceinline__ void set(const Chain& chain, int m, unsigned i) {
+/// Where a pack that begins with element `i` stands in a chain's value, which has less than 2^32 elements.
+struct PackIndex {
+  unsigned index[kChainDims];
+  __device__ __forceinline__ PackIndex(const Chain& chain, unsigned i) {
 #pragma unroll
     for (int d = kChainDims - 1; d > 0; --d) {
-      index[m][d] = 0;
+      index[d] = 0;
       if (d >= chain.dims) continue;
       const unsigned size = static_cast<unsigned>(chain.size[d]), q = i / size;
-      index[m][d] = i - q * size;
+      index[d] = i - q * size;
       i = q;
     }
-    index[m][0] = i;
+    index[0] = i;
   }
-  __device__ __forceinline__ std::int64_t offset(const Chain& chain, const ChainStep& step, int m) const {
+  __device__ __forceinline__ std::int64_t offset(const Chain& chain, const ChainStep& step, int) const {
     std::int64_t offset = 0;
 #pragma unroll
     for (int d = 0; d < kChainDims; ++d)  // indices behind the last dimension are 0
-      offset += (step.halved && d == chain.dims - 1 ? index[m][d] / 2 : index[m][d]) * step.stride[d];
+      offset += (step.halved && d == chain.dims - 1 ? index[d] / 2 : index[d]) * step.stride[d];
     return offset;
   }
 };

@@ -32,10 +32,8 @@ __global__ void __launch_bounds__(256) few_rows(int rows, int inner, std::int64_
     for (int k = 16; k > 0; k /= 2) sum[r] += __shfl_xor_sync(~0u, sum[r], k);
     if (r >= rows || lane != 0) continue;
     float v[1][1] = {{sum[r]}};
-    Packs<1> at;
     const bool there[1] = {true};
-    at.set(chain, 0, static_cast<unsigned>(r * outputs + o));
-    apply_chain<T, 1, 1, ChainKind::any>(chain, operands, at, there, v);
+    apply_chain<T, 1, 1, ChainKind::any>(chain, operands, PackIndex(chain, static_cast<unsigned>(r * outputs + o)), there, v);
     y[r * outputs + o] = from_float<T>(v[0][0]);
   }
 }

@@ -15,10 +15,8 @@ __global__ void __launch_bounds__(kThreads) pointwise(const __grid_constant__ Ch
   if (i >= packs) return;
   float v[1][N];
   load_floats<T, N>(x, std::int64_t{i} * N, KIND != ChainKind::plain && x_wide, v[0]);
-  Packs<1> at;
-  at.set(chain, 0, i * N);
   const bool there[1] = {true};
-  apply_chain<T, N, 1, KIND>(chain, operands, at, there, v);
+  apply_chain<T, N, 1, KIND>(chain, operands, PackIndex(chain, i * N), there, v);
   store_floats<T, N>(y, std::int64_t{i} * N, KIND != ChainKind::plain && y_wide, v[0]);
 }
 
