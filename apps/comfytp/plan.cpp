@@ -153,9 +153,9 @@ void print_sharded(const graph::Graph& graph, const sharding::Partition& partiti
   }
 }
 
-void dump(const graph::Graph& whole, const sharding::Partition& partition, const std::vector<Rank>& ranks) {
+void dump(const graph::Graph& whole, const sharding::Mesh& mesh, const sharding::Partition& partition, const std::vector<Rank>& ranks) {
   fmt::print("\n# what is cut along which axis\n");
-  for (const auto& group : sharding::decide(whole, partition.mesh).groups) fmt::print("# {}\n", group);
+  for (const auto& group : sharding::decide(whole, mesh).groups) fmt::print("# {}\n", group);
   fmt::print("\n# the graph before partitioning, with the sharding of each value\n");
   print_sharded(whole, partition);
   for (std::size_t d = 0; d < partition.devices.size(); ++d)
@@ -235,12 +235,12 @@ int plan(const Options& options) {
 
   const auto whole_graph = graph::normalise(models::build_unet(unet, call, compute.dtype));
   const auto whole = whole_of(whole_graph, unet);
-  plan.mesh.cuts = sharding::decide(whole_graph, plan.mesh).cuts;
+  plan.mesh.cuts = sharding::decide(whole_graph, plan.mesh, planner::least_work(plan.devices)).cuts;
   if (options.json) {
     fmt::print("{}\n", to_json(plan, options, call, whole, devices, ranks, notes).dump(2));
   } else {
     print(plan, call, whole, devices, ranks, notes, link);
-    if (options.dump) dump(whole_graph, denoiser->engine().partition(*compiled), ranks);
+    if (options.dump) dump(whole_graph, plan.mesh, denoiser->engine().partition(*compiled), ranks);
   }
   return 0;
 }

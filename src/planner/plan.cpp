@@ -143,6 +143,11 @@ sharding::Mesh default_mesh(const std::vector<backend::DeviceSpec>& devices) {
   return sharding::Mesh({{"tensor", static_cast<int>(devices.size()), {}}});
 }
 
+double least_work(const std::vector<backend::DeviceSpec>& devices) {
+  const bool gpus = std::all_of(devices.begin(), devices.end(), [](const auto& d) { return d.kind == "cuda"; });
+  return gpus ? 1500 : 0;
+}
+
 void check(const Plan& plan) {
   require(!plan.devices.empty(), "[plan] expected at least one device but got none");
   require(plan.mesh.size() == static_cast<int>(plan.devices.size()), "[plan] expected a mesh of {} devices ({}) but '{}' has {}",

@@ -74,7 +74,7 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
       const auto found = source->tensors().find(key);
       return found != source->tensors().end() && (found->second.dtype == DType::f8_e4m3 || found->second.dtype == DType::f8_e5m2);
     });
-  auto decision = sharding::decide(normalised, mesh);
+  auto decision = sharding::decide(normalised, mesh, planner::least_work(options.plan.devices));
   const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
   auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);
   compiled->inputs = std::move(inputs);

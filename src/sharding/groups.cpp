@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "graph/rewrites.h"
 #include "sharding/rule_query.h"
 #include "sharding/strategy.h"
 
@@ -51,7 +52,7 @@ bool is_heavy(const Rule& rule) {
   return std::any_of(rule.factors.begin(), rule.factors.end(), [](const auto& f) { return f.kind == graph::FactorKind::contracted; });
 }
 
-FactorGroups::FactorGroups(const Graph& graph) : graph_(graph) {
+FactorGroups::FactorGroups(const Graph& graph) : graph_(graph), varies_(graph::varies_per_call(graph)) {
   const auto& nodes = graph.nodes();
   Sets sets;
   std::vector<int> first;
@@ -83,7 +84,7 @@ FactorGroups::FactorGroups(const Graph& graph) : graph_(graph) {
       if (!can_cut(rules_[n], static_cast<int>(f))) continue;
       const int root = sets.find(first[n] + static_cast<int>(f));
       const auto [it, fresh] = index.emplace(root, static_cast<int>(groups_.size()));
-      if (fresh) groups_.push_back({{}, 0, 0, 0, {}});
+      if (fresh) groups_.push_back({{}, 0, 0, 0, 0, {}});
       auto& group = groups_[static_cast<std::size_t>(it->second)];
       group.members.push_back({static_cast<int>(n), static_cast<int>(f)});
       group.units = std::gcd(group.units, rules_[n].factors[f].size);
@@ -124,6 +125,9 @@ double FactorGroups::divided_weights(int node, int factor) const {
   return elements;
 }
 
+// The tokens that a step's attention is taken to have, since no shape of a call decides what is cut: those of SDXL's longest blocks.
+constexpr double kTokens = 1024;
+
 // The channels of a token of a node's output: the free factors of its weight. A sum of activations has one, a product of activations
 // has as many as there are tokens, which is more than any layer's.
 double FactorGroups::summed_channels(int node) const {
@@ -137,8 +141,17 @@ double FactorGroups::summed_channels(int node) const {
           channels *= static_cast<double>(factor.size);
     return channels;
   }
-  constexpr double kTokens = 1e6;
-  return inputs.size() == 1 ? 1 : kTokens;
+  constexpr double kMany = 1e6;
+  return inputs.size() == 1 ? 1 : kMany;
+}
+
+// Of an attention over a step's own tokens, whose heads the factor cuts; else 0. A prompt has few.
+double FactorGroups::attended_channels(int node, int factor) const {
+  const Node& attention = graph_.nodes()[static_cast<std::size_t>(node)];
+  if (!graph::is(attention, "attention") || !varies(graph_.value(attention.inputs[1]).node)) return 0;
+  const auto& q = rule(node).inputs[0];
+  const auto& shape = graph_.type(attention.inputs[0]).shape;
+  return major_of(rule(node), q[1]).factor == factor ? static_cast<double>(shape[1] * shape[3]) : 0;
 }
 
 // What a cut of a group saves and costs, a token: the elements of weights that it multiplies with, and the channels of every value
@@ -150,7 +163,10 @@ void FactorGroups::measure() {
     for (auto [n, f] : groups_[g].members) {
       const Node& node = nodes[static_cast<std::size_t>(n)];
       const Rule& rule = rules_[static_cast<std::size_t>(n)];
-      groups_[g].weights += divided_weights(n, f);
+      const double divided = divided_weights(n, f);
+      groups_[g].weights += divided;
+      if (varies(n)) groups_[g].work += divided;
+      if (const double channels = attended_channels(n, f)) groups_[g].work += 2 * kTokens * channels;
       if (rule.factors[static_cast<std::size_t>(f)].kind == graph::FactorKind::contracted) groups_[g].leave += 2 * summed_channels(n);
       if (graph::is(node, "weight")) {
         const auto& dims = rule.outputs[0];

@@ -17,7 +17,8 @@ using graph::ValueId;
 
 class Strategy {
  public:
-  Strategy(const Graph& graph, const Mesh& mesh) : graph_(graph), mesh_(mesh), groups_(graph), uses_(graph.use_counts()) {
+  Strategy(const Graph& graph, const Mesh& mesh, double least_work)
+      : graph_(graph), mesh_(mesh), least_work_(least_work), groups_(graph), uses_(graph.use_counts()) {
     for (std::size_t n = 0; n < graph.nodes().size(); ++n)
       for (ValueId id : graph.nodes()[n].inputs) readers_[id].push_back(static_cast<int>(n));
   }
@@ -119,9 +120,22 @@ class Strategy {
     }
     std::stable_sort(candidates.begin(), candidates.end(),
                      [](const FactorGroup* a, const FactorGroup* b) { return a->leave * b->weights < b->leave * a->weights; });
-    for (const auto* group : candidates)
-      if (free_of(*group, axis)) cut_group(*group, axis);
+    std::vector<std::string> whole;
+    for (const auto* group : candidates) {
+      if (!free_of(*group, axis)) continue;
+      if (pays(group->work, group->weights, group->leave))
+        cut_group(*group, axis);
+      else
+        whole.push_back(group->name);
+    }
+    if (!whole.empty())
+      decision_.notes.push_back(fmt::format("{}={}: the work around {}{} is done whole by every device, since to send its results would take longer",
+                                            name_of(axis), mesh_.axes()[static_cast<std::size_t>(axis)].size, whole[0],
+                                            whole.size() > 1 ? fmt::format(" and {} more weights", whole.size() - 1) : ""));
   }
+
+  // What works for the prompt alone costs a step nothing.
+  bool pays(double work, double weights, double leave) const { return (work == 0 && weights > 0) || work >= least_work_ * leave; }
 
   // What is left over is cut op by op, where it is worth a collective of its own: from a thousandth of all weights on.
   void choose_alone(int axis) {
@@ -134,9 +148,15 @@ class Strategy {
       const auto cuts = cuts_alone(n, axis);
       if (cuts.joined.factor >= 0)
         cut_alone(n, cuts.joined, true, axis);
-      else if (cuts.output.factor >= 0)
+      else if (cuts.output.factor >= 0 && pays_alone(n, cuts.output.factor))
         cut_alone(n, cuts.output, false, axis);
     }
+  }
+
+  // By output channels, which are gathered.
+  bool pays_alone(int n, int factor) const {
+    const double weights = groups_.divided_weights(n, factor);
+    return pays(groups_.varies(n) ? weights : 0, weights, static_cast<double>(groups_.rule(n).factors[static_cast<std::size_t>(factor)].size));
   }
 
   void follow(int axis, const Cuts& given) {
@@ -251,6 +271,7 @@ class Strategy {
 
   const Graph& graph_;
   const Mesh& mesh_;
+  const double least_work_;
   FactorGroups groups_;
   std::vector<int> uses_;
   std::map<ValueId, std::vector<int>> readers_;
@@ -261,6 +282,6 @@ class Strategy {
 
 }  // namespace
 
-Decision decide(const Graph& graph, const Mesh& mesh) { return Strategy(graph, mesh).run(); }
+Decision decide(const Graph& graph, const Mesh& mesh, double least_work) { return Strategy(graph, mesh, least_work).run(); }
 
 }  // namespace comfytp::sharding

@@ -16,7 +16,8 @@ struct FactorGroup {
   std::vector<std::pair<int, int>> members;  ///< (node, factor)
   std::int64_t units = 0;                    ///< every member can be cut into this many equal steps
   // Of the model alone, so that every shape of a call chooses alike.
-  double weights = 0;  ///< elements of the weights of heavy ops that a cut would divide; the work a token is in proportion
+  double weights = 0;  ///< elements of the weights of heavy ops that a cut would divide
+  double work = 0;     ///< multiplications that a cut would divide, for a token of a step; what meets the prompt alone is not among them
   double leave = 0;    ///< channels of a token that have to be communicated where the group ends, a sum counting twice
   std::string name;    ///< the largest weight that it cuts, as in Cuts; without weights its first node
 };
@@ -33,15 +34,19 @@ class FactorGroups {
   int of_value(graph::ValueId value, std::size_t dim) const;
   /// The group and all that hang on it by halos: the rows of all resolutions of an image.
   std::set<int> connected(int group) const;
+  /// Whether a node runs in every step, and not once a prompt.
+  bool varies(int node) const { return varies_[static_cast<std::size_t>(node)]; }
   /// The factor of a heavy node divides an operand that is made of weights alone; its elements, 0 if not.
   double divided_weights(int node, int factor) const;
 
  private:
   std::pair<int, int> cut_of_value(graph::ValueId value, std::size_t dim) const;  // factor (-1: none) and node
   double summed_channels(int node) const;
+  double attended_channels(int node, int factor) const;
   void measure();
 
   const graph::Graph& graph_;
+  std::vector<bool> varies_;
   std::vector<graph::Rule> rules_;
   std::vector<bool> of_weights_;  // values that hang on weights alone
   std::vector<std::vector<int>> of_;
@@ -61,7 +66,8 @@ std::string weight_name(const graph::Node& weight, std::size_t dim);
 bool is_heavy(const graph::Rule& rule);
 /// Gives the groups of a normalised graph to the mesh's axes: batch (the samples), patch (rows and tokens), tensor (heads,
 /// feed-forwards, inner channels, and what is left by output channels). What is cut of the weights depends on the model and the mesh
-/// alone, not on the shape of the call. Throws Error when the mesh's own cuts name what the model has not or cannot cut so.
-Decision decide(const graph::Graph& graph, const Mesh& mesh);
+/// alone, not on the shape of the call. Where tensor's cuts are not given, what divides fewer than `least_work` multiplications for a
+/// channel that it sends stays whole. Throws Error when the mesh's own cuts name what the model has not or cannot cut so.
+Decision decide(const graph::Graph& graph, const Mesh& mesh, double least_work = 0);
 
 }  // namespace comfytp::sharding

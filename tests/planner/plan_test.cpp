@@ -111,6 +111,8 @@ INSTANTIATE_TEST_SUITE_P(
                     BadCase{R"({"version":1,"devices":[{"name":"cpu:0"}],"mesh":"tensor=2","weights":"resident"})", "tensor=2"}));
 
 TEST(DefaultMesh, SplitsByTensorOverAllDevices) {
+  EXPECT_EQ(least_work(backend::parse_devices("cpu:0,cpu:1")), 0);
+  EXPECT_GT(least_work(backend::parse_devices("cuda:0,cuda:1")), 1000);
   EXPECT_EQ(default_mesh(backend::parse_devices("cpu:0")).size(), 1);
   EXPECT_EQ(default_mesh(backend::parse_devices("cpu:0,cpu:1,cpu:2")).to_string(), "tensor=3");
 }

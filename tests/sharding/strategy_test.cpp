@@ -134,6 +134,32 @@ TEST(Strategy, TensorDividesWorkAndWeightsWithOneSumABlock) {
   }
 }
 
+TEST(Strategy, WhatSavesLessThanItSendsStaysWhole) {
+  const SmallUNet unet(2, 8, 8);
+  const Mesh mesh = Mesh::parse("tensor=2");
+  const auto decision = sharding::decide(unet.graph, mesh, 20);
+  EXPECT_LT(error_of(unet.graph, mesh, decision.assignment, Placement::resident), 1e-9);
+  EXPECT_LT(error_of(unet.graph, mesh, decision.assignment, Placement::gathered), 1e-9);
+  const auto parts = sharding::partition(unet.graph, mesh, decision.assignment, Placement::resident);
+  const auto varies = graph::varies_per_call(parts.devices[0]);
+  std::map<std::string, int> step;
+  for (std::size_t i = 0; i < varies.size(); ++i)
+    if (const auto& node = parts.devices[0].nodes()[i]; varies[i] && node.op->collective()) ++step[std::string(node.op->name())];
+  // Without the time embedding and the prompt's attention, whose q and output multiply 12 times a channel that is sent; nor are proj_in and
+  // proj_out cut, 16 times. The other attention's own tokens count for it.
+  EXPECT_EQ(step["all_reduce"], 5);
+  EXPECT_EQ(step["all_gather"], 3);
+  // The prompt's keys and values cost a step nothing.
+  EXPECT_EQ(totals(parts.devices[0]).collectives["all_gather"], 5);
+  ASSERT_EQ(decision.notes.size(), 2u);
+  EXPECT_NE(decision.notes[0].find("attn.attn2"), std::string::npos) << decision.notes[0];
+  EXPECT_NE(decision.notes[0].find("and 1 more"), std::string::npos) << decision.notes[0];
+  // What was decided so is followed without the bound.
+  Mesh given = mesh;
+  given.cuts = decision.cuts;
+  EXPECT_EQ(sharding::decide(unet.graph, given).assignment.size(), decision.assignment.size());
+}
+
 TEST(Strategy, BatchNeedsNoCollective) {
   const SmallUNet unet(2);
   const Mesh mesh = Mesh::parse("batch=2");
