@@ -4,7 +4,7 @@
 // put there for it. Between devices that reach each other that place is the reader's own memory: writes are on their way while more
 // follow, where a read would wait for the link twice. Otherwise it is memory of the host. A message is cut into chunks; in a round every
 // block gives one chunk, and waits for nothing but the same block of its peers: all ranks cut a message alike, so no barrier within a grid
-// is needed.
+// is needed. Some threads of a block give and the others take, so that the link is never idle while a rank sums or stores.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,10 +16,12 @@
 namespace comfytp::comm::cuda {
 
 constexpr int kMaxRanks = 16, kMaxDims = 6;
-constexpr int kThreads = 256;
+constexpr int kGivers = 128, kTakers = 256;         ///< threads of a block: who write to the peers, and who wait for them
 constexpr int kBlocks = 128;                        ///< at most: what waits must find room beside what it waits for
-constexpr std::uint32_t kRegion = 32 << 10;         ///< bytes that a block gives in a round, to all its peers together
-constexpr int kBuffers = 4;                         ///< that rounds take turns in
+constexpr std::uint32_t kRegion = 16 << 10;         ///< bytes that a block gives in a round, to all its peers together
+constexpr int kBuffers = 8;                         ///< that rounds take turns in
+constexpr int kAhead = 3;                           ///< rounds that the givers may be ahead of their takers
+static_assert(kBuffers >= 2 * kAhead + 2, "see exchange.cu");
 constexpr std::int64_t kStaging = std::int64_t{kBuffers} * kBlocks * kRegion;  ///< a rank
 constexpr int kFlags = 2 * kBlocks * kMaxRanks;     ///< by phase, block and the rank that sets it
 
@@ -85,6 +87,7 @@ struct Exchange {
   std::uint32_t op = 0;       ///< for messages
   int blocks = 1, rounds = 1;
   std::uint32_t chunk = 0;    ///< bytes of each segment that a block gives in a round, a multiple of 16
+  bool runs = false;          ///< all tensors are runs of whole 16 bytes
   int segments = 1;           ///< that a rank gives: give[0] to all, or give[r] to rank r
   Strided give[kMaxRanks];
   Strided take[kMaxRanks];

@@ -10,7 +10,7 @@ namespace comfytp::comm::cuda {
 namespace {
 
 constexpr std::int64_t kOneShot = 512 << 10;  // bytes; below this a second wait costs more than every rank summing everything
-constexpr std::int64_t kGood = 12 << 10, kGoodShared = 8 << 10;  // bytes of a round of one block, where there are several
+constexpr std::int64_t kGoodShared = 8 << 10;  // bytes of a round of one block in the host's memory, where there are several
 constexpr std::int64_t kOwn = 16 << 10;       // bytes of a copy that are worth a block
 constexpr std::int64_t kLeast = 4096;         // bytes that are worth a block
 
@@ -86,8 +86,8 @@ void cut(Exchange& x, std::int64_t longest, std::int64_t own, int blocks) {
   const auto parts = x.world.shared ? x.segments : x.kind == Kind::sum_twice ? 2 : 1;  // that a region holds: see place()
   const std::int64_t most = x.world.region / parts / 16 * 16, least = std::max<std::int64_t>(ceil_16(kLeast / x.segments), 512);
   const auto share = (longest + blocks - 1) / blocks;
-  // Giving and taking go on at the same time where there are rounds for it: the host's memory is slow to write and to read.
-  const std::int64_t good = std::min(most, x.world.shared ? kGoodShared : std::max<std::int64_t>(share / 2, kGood));
+  // Where there are several rounds giving and taking go on at the same time, and the host's memory is slow to write and to read.
+  const std::int64_t good = x.world.shared ? std::min(most, kGoodShared) : most;
   const auto chunk = std::clamp(ceil_16(std::min(share, good)), std::min(least, most), most);
   x.chunk = static_cast<std::uint32_t>(chunk);
   x.blocks = static_cast<int>(std::clamp<std::int64_t>(std::max((longest + chunk - 1) / chunk, own / kOwn), 1, blocks));
@@ -183,6 +183,8 @@ Exchange plan_exchange(const World& world, const std::vector<Request>& requests,
     }
   }
   cut(x, longest, own, blocks);
+  const auto is_run = [](const Strided& v) { return v.bytes == 0 || (v.word == 16 && v.dims == 1 && v.bytes % 16 == 0); };
+  x.runs = is_run(x.own_from) && is_run(x.own_to) && std::all_of(x.give, x.give + count, is_run) && std::all_of(x.take, x.take + count, is_run);
   return x;
 }
 
