@@ -1,10 +1,14 @@
 """comfytp.split on every family of denoisers: equal to PyTorch, and split."""
 
+import re
+
 import comfytp
 import denoisers
 import pytest
 import torch
+from comfytp.importer.program import import_call
 from test_translation import relative_error
+from torch.utils._pytree import tree_flatten
 
 FAMILIES = list(denoisers.FAMILIES)
 
@@ -96,6 +100,21 @@ def test_bf16_module_is_as_exact_as_in_torch(name):
     assert all_ran_on_the_engine(split)
     assert theirs > 1e-4  # the comparison says something
     assert ours <= 1.1 * theirs
+
+
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("name", ["flux", "sd3", "sdxl"])
+@torch.no_grad()
+def test_f16_modules_multiply_in_f16_where_devices_do(name, halves):
+    module = denoisers.make(name).half()
+    leaves, spec = tree_flatten(((), as_dtype(denoisers.call_arguments(name, seed=2), torch.float16)))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    graph = import_call(module, leaves, spec, [f"x{i}" for i in range(len(tensors))], ["call"] * len(tensors), halves=halves).graph
+    products = re.findall(r"= (?:linear|conv\dd|attention)\(.* : (\w+)\[", graph)
+    assert len(products) > 5
+    wide = sum(dtype == "f32" for dtype in products)  # some models keep an embedding in fp32
+    assert set(products) <= ({"f16", "f32"} if halves else {"f32"})
+    assert not halves or wide < len(products) / 4
 
 
 def as_dtype(call, dtype):

@@ -294,11 +294,12 @@ class Calls:
             self._module_hash = module_hash(self._module)
         names = [arguments.names[i] for i in arguments.tensors]
         varies = ["prompt" if self._prompt.search(name) else "call" for name in names]
-        stored = cache.name_of(self._module_hash, (key, varies))
+        halves = bool(self._gpus)
+        stored = cache.name_of(self._module_hash, (key, varies, halves))
         program = self._programs.get(stored) or cache.load(stored)
         if program is None:
             with _progress(f"capturing {type(self._module).__name__}, once for each shape of its inputs"):
-                program = import_call(self._module, arguments.leaves, arguments.spec, names, varies, contents)
+                program = import_call(self._module, arguments.leaves, arguments.spec, names, varies, contents, halves)
             self.stats.captures += 1
             cache.save(stored, program)
         self._programs[stored] = program

@@ -21,12 +21,14 @@ NAMES = {
 TORCH = {name: dtype for dtype, name in NAMES.items()}
 # What devices compute in. The dtypes that a graph does not compute in are widened or, f64, narrowed: models use it for
 # angles of positions, which f32 holds.
-_COMPUTED = {torch.float64: "f32", torch.float16: "f32", torch.float8_e4m3fn: "f32", torch.float8_e5m2: "f32"}
+_COMPUTED = {torch.float64: "f32", torch.float8_e4m3fn: "f32", torch.float8_e5m2: "f32"}
 _COMPUTED |= {torch.complex64: "f32", torch.complex128: "f32"}  # each part
 
 
-def computed(dtype: torch.dtype) -> str:
-    """The name of the dtype in which the graph holds a value of `dtype`."""
+def computed(dtype: torch.dtype, halves: bool) -> str:
+    """The name of the dtype in which the graph holds a value of `dtype`. halves: f16 too is computed in, as GPUs do."""
+    if dtype == torch.float16 and not halves:
+        return "f32"
     name = _COMPUTED.get(dtype) or NAMES.get(dtype)
     if name is None:
         raise Unsupported(f"values of {dtype} are not supported")

@@ -34,13 +34,13 @@ class Output:
     dtype: torch.dtype
 
 
-def import_call(module: torch.nn.Module, leaves: list[Any], spec: Any, names: Sequence[str], varies: Sequence[str], contents: Mapping[int, torch.Tensor] | None = None) -> Program:
+def import_call(module: torch.nn.Module, leaves: list[Any], spec: Any, names: Sequence[str], varies: Sequence[str], contents: Mapping[int, torch.Tensor] | None = None, halves: bool = False) -> Program:
     """names and varies ("call" or "prompt"): of each tensor among the leaves. contents: of those, by their number, that are
-    part of what the program is made for. Raises Unsupported."""
+    part of what the program is made for. halves: devices compute in f16, otherwise what is f16 is widened. Raises Unsupported."""
     captured = capture(module, leaves, spec, contents)
     find_norms(captured.module.graph)
     known = {name: tensor.detach().to("cpu") for name, tensor in {**_known(module, captured), **(contents or {})}.items()}
-    writer = Translator(captured, known, varies, names).run()
+    writer = Translator(captured, known, varies, names, halves).run()
     outputs: list[Any] = []
     for i, value in enumerate(captured.outputs):
         if isinstance(value, torch.fx.Node):

@@ -17,6 +17,11 @@ _MOST_CONSTANT_ELEMENTS = 256
 _MOST_CONCAT_OPERANDS = 64
 
 
+def rounds(number: float, dtype: str) -> bool:
+    """Whether a dtype of 16 bits would round a number that torch holds in more."""
+    return dtype in ("bf16", "f16") and float(torch.tensor(float(number), dtype=TORCH[dtype])) != number
+
+
 @dataclass
 class _Made:
     op: str
@@ -25,10 +30,12 @@ class _Made:
 
 
 class GraphWriter:
-    """Values are ints. A value of rank 0 is held as [1], since views have no rank 0; constants of rank 0 exist."""
+    """Values are ints. A value of rank 0 is held as [1], since views have no rank 0; constants of rank 0 exist. halves: see
+    computed()."""
 
-    def __init__(self) -> None:
+    def __init__(self, halves: bool = False) -> None:
         self.graph = Graph()
+        self._halves = halves
         self.tables: dict[str, torch.Tensor] = {}  # constants that are weights, by key
         self.name = ""  # of the nodes that are written now
         self._made: dict[int, _Made] = {}
@@ -36,6 +43,9 @@ class GraphWriter:
         self._outputs: list[int] = []
 
     # ---- what is known of a value
+
+    def computed(self, dtype: torch.dtype) -> str:
+        return computed(dtype, self._halves)
 
     def shape(self, value: int) -> tuple[int, ...]:
         return self.graph.shape(value)
@@ -68,7 +78,7 @@ class GraphWriter:
     # ---- leaves
 
     def input(self, name: str, shape: Sequence[int], dtype: torch.dtype, varies: str) -> int:
-        return self._note(self.graph.input(name, list(shape), computed(dtype), varies), "input", (), {"name": name})
+        return self._note(self.graph.input(name, list(shape), self.computed(dtype), varies), "input", (), {"name": name})
 
     def weight(self, key: str, shape: Sequence[int], dtype: str) -> int:
         found = ("weight", key, tuple(shape), dtype)
@@ -83,7 +93,7 @@ class GraphWriter:
 
     def table(self, tensor: torch.Tensor) -> int:
         """A tensor known at capture: a constant, or a weight of its own where it is large."""
-        dtype = computed(tensor.dtype)
+        dtype = self.computed(tensor.dtype)
         tensor = tensor.detach().to("cpu", TORCH[dtype]).contiguous()
         shape = tuple(tensor.shape) or (1,)
         flat = tensor.reshape(-1)
@@ -196,7 +206,7 @@ class GraphWriter:
     def scalar(self, op: str, x: int, number: float) -> int:
         """A number as the second operand, which must not be rounded to a dtype of 16 bits."""
         dtype = self.dtype(x)
-        if dtype == "bf16" and float(torch.tensor(number, dtype=torch.bfloat16)) != number:
+        if rounds(number, dtype):
             return self.cast(self.op(op, self.cast(x, "f32"), self.fill(number, "f32")), dtype)
         return self.op(op, x, self.fill(number, dtype))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..dtypes import computed
+from ..writer import rounds
 from ..unsupported import Unsupported
 from .translator import Translator, Value, translates
 
@@ -44,15 +44,15 @@ def arithmetic(t: Translator, node: torch.fx.Node, op: str, a: Any, b: Any) -> i
     w, dtype = t.writer, t.dtype(node)
     if isinstance(a, Value) and not isinstance(b, Value) and b == _NEUTRAL.get(op):
         return w.cast(a, dtype)
-    if dtype == "bf16" and any(_finer(t, node.args[i], x) for i, x in enumerate((a, b))):
+    if dtype in ("bf16", "f16") and any(_finer(t, node.args[i], x, dtype) for i, x in enumerate((a, b))):
         return w.cast(w.op(op, t.operand(a, "f32"), t.operand(b, "f32")), dtype)
     return w.op(op, t.operand(a, dtype), t.operand(b, dtype))
 
 
-def _finer(t: Translator, argument: Any, x: Any) -> bool:
+def _finer(t: Translator, argument: Any, x: Any, dtype: str) -> bool:
     if isinstance(x, Value):
         return isinstance(argument, torch.fx.Node) and argument.meta["val"].dim() == 0 and t.writer.dtype(x) == "f32"
-    return float(torch.tensor(float(x), dtype=torch.bfloat16)) != float(x)
+    return rounds(x, dtype)
 
 
 @translates("add")
@@ -205,7 +205,7 @@ def _exp2(t: Translator, node: torch.fx.Node, x: Value) -> int:
 def _comparison(op: str):
     def run(t: Translator, node: torch.fx.Node, a: Value, b: Any) -> int:
         operands = [x.meta["val"] if isinstance(x, torch.fx.Node) else x for x in node.args[:2]]
-        dtype = computed(torch.result_type(*operands))
+        dtype = t.writer.computed(torch.result_type(*operands))
         return t.writer.op(op, t.operand(a, dtype), t.operand(b, dtype))
 
     return run

@@ -1,15 +1,22 @@
 """Normalisations, upsampling and softmax."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..dtypes import TORCH
 from ..unsupported import Unsupported
 from .translator import Translator, Value, translates
 
-_TORCH_RMS_EPSILON = {"f32": torch.finfo(torch.float32).eps, "bf16": torch.finfo(torch.bfloat16).eps}
+
+@functools.cache
+def _default_epsilon(dtype: torch.dtype) -> float:
+    """What rms_norm adds where nobody says: f32's in this torch, or the dtype's own, as its documentation has it."""
+    small = torch.full((1, 4), 1e-3, dtype=dtype)
+    return torch.finfo(torch.float32 if float(torch.rms_norm(small, (4,))[0, 0]) > 0.5 else dtype).eps
 
 
 def _parameter(t: Translator, value: Value | None, otherwise: float, size: int, dtype: str) -> int:
@@ -43,7 +50,7 @@ def _rms_norm(t: Translator, node: torch.fx.Node, x: Value, shape: Sequence[int]
     x = Value(w.cast(x, t.dtype(node)))
     rows, size = _rows(t, x, shape)
     dtype = w.dtype(x)
-    epsilon = _TORCH_RMS_EPSILON[dtype] if eps is None else float(eps)
+    epsilon = _default_epsilon(TORCH[dtype]) if eps is None else float(eps)
     return w.reshape(w.op("rms_norm", rows, _parameter(t, weight, 1.0, size, dtype), epsilon=epsilon), w.shape(x))
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..capture import Captured
-from ..dtypes import computed
 from ..unsupported import Unsupported
 from ..writer import GraphWriter
 from .complex import COMPLEX, Pair, pair_of_table
@@ -38,10 +37,11 @@ class Value(int):
 
 class Translator:
     """known: what placeholders hold that is known now and does not change between calls (buffers, constants, inputs whose
-    contents belong to the key), by their name in the module, or number for an input. names, varies: of the inputs."""
+    contents belong to the key), by their name in the module, or number for an input. names, varies: of the inputs. halves: see
+    computed()."""
 
-    def __init__(self, captured: Captured, known: Mapping[Any, torch.Tensor], varies: Sequence[str], names: Sequence[str]) -> None:
-        self.writer = GraphWriter()
+    def __init__(self, captured: Captured, known: Mapping[Any, torch.Tensor], varies: Sequence[str], names: Sequence[str], halves: bool) -> None:
+        self.writer = GraphWriter(halves)
         self._captured = captured
         self._known = known
         self._varies = varies
@@ -73,7 +73,7 @@ class Translator:
         return tuple(node.meta["val"].shape)
 
     def dtype(self, node: torch.fx.Node) -> str:
-        return computed(node.meta["val"].dtype)
+        return self.writer.computed(node.meta["val"].dtype)
 
     def operand(self, value: Any, dtype: str) -> int:
         """A value or a number in a dtype."""
@@ -131,7 +131,7 @@ class Translator:
         if result is None:
             return None
         tensor = node.meta["val"]
-        shape, dtype = tuple(tensor.shape) or (1,), computed(tensor.dtype)
+        shape, dtype = tuple(tensor.shape) or (1,), self.writer.computed(tensor.dtype)
         if not tensor.shape and self.writer.shape(result) == ():
             shape = ()
         got = (self.writer.dtype(result), self.writer.shape(result))
@@ -148,7 +148,7 @@ class Translator:
     def _write(self, value: Any, node: torch.fx.Node) -> Any:
         if isinstance(value, _Parameter):
             tensor = node.meta["val"]
-            return Value(self.writer.weight(value.key, tuple(tensor.shape) or (1,), computed(tensor.dtype)))
+            return Value(self.writer.weight(value.key, tuple(tensor.shape) or (1,), self.writer.computed(tensor.dtype)))
         if isinstance(value, torch.Tensor):
             return pair_of_table(self.writer, value) if value.is_complex() else Value(self.writer.table(value))
         return value
