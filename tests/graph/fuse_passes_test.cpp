@@ -313,6 +313,13 @@ struct FuseRopes : FusePasses {
     const auto c = b.split_dim(half_cos, 1, {3, 1}), s = b.split_dim(half_sin, 1, {3, 1});
     return side_by_side(g.add("sub", {b.mul(x0, c), b.mul(x1, s)}), b.add(b.mul(x1, c), b.mul(x0, s)));
   }
+  // m[..., 0] x0 + m[..., 1] x1, with a matrix for each pair.
+  ValueId column0 = b.input("column0", {1, 20, 3, 2}, DType::f32), column1 = b.input("column1", {1, 20, 3, 2}, DType::f32);
+  ValueId mapped(ValueId in) {
+    const auto pairs = b.split_dim(in, 2, {3, 1, 2});
+    const auto half = [&](std::int64_t which) { return b.merge_dims(b.slice(pairs, 4, which, which + 1), 3, 2); };
+    return b.merge_dims(b.add(b.mul(column0, half(0)), b.mul(half(1), column1)), 2, 2);
+  }
   ValueId rms_norm(ValueId in) { return g.add("rms_norm", {in, vector("rms", b.shape(in).back())}, {{"epsilon", 1e-6}}); }
 };
 
@@ -320,6 +327,16 @@ TEST_F(FuseRopes, FindsBothWaysOfWritingThem) {
   g.add_output("turned", turned(x));
   g.add_output("multiplied", multiplied(b.input("y", {2, 20, 6}, DType::f32)));
   EXPECT_EQ(fused(g), "pointwise(rope) pointwise(rope)");
+}
+
+// The angles are made of the matrices once, for all that turn by them.
+TEST_F(FuseRopes, FindsMatrices) {
+  g.add_output("q", mapped(rms_norm(linear(x, 6, "q"))));
+  g.add_output("k", mapped(rms_norm(linear(x, 6, "k"))));
+  const auto ops = fused(g);
+  EXPECT_EQ(ops.find("mul"), std::string::npos) << ops;
+  EXPECT_EQ(ops.find("neg"), ops.rfind("neg")) << ops;
+  EXPECT_NE(ops.find("concat fused_norm(bias|weight|rope) linear fused_norm(bias|weight|rope)"), std::string::npos) << ops;
 }
 
 TEST_F(FuseRopes, AreStepsBehindANorm) {
@@ -345,6 +362,12 @@ TEST_F(FuseRopes, LeavesWhatOnlyLooksLikeOne) {
   g.add_output("swapped", [&] {
     const auto [x0, x1] = halves(x);
     return b.add(b.mul(x, cos), b.mul(side_by_side(b.unary("neg", x0), x1), sin));
+  }());
+  g.add_output("wide", [&] {  // a matrix for all pairs, with as many columns as there are elements
+    const auto pairs = b.split_dim(x, 2, {3, 2});
+    const auto half = [&](std::int64_t which) { return b.slice(pairs, 3, which, which + 1); };
+    const auto m = b.input("m", {1, 1, 3, 4}, DType::f32);
+    return b.merge_dims(b.add(b.mul(m, half(0)), b.mul(m, half(1))), 2, 2);
   }());
   EXPECT_EQ(fused(g).find("rope"), std::string::npos);
 }

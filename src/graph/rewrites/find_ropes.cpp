@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <array>
 #include <map>
+#include <tuple>
 
 #include "graph/ops/steps.h"
 #include "graph/rewrites/chains.h"
@@ -22,19 +24,22 @@ struct Term {
   double sign = 1;
 };
 
-// What turns by angles: pairs, and cosines and sines along the last dimension, of its size or of half of it.
+// What turns by angles: pairs, and cosines and sines along the last dimension, of its size or of half of it. `columns`: those of a matrix for
+// every pair instead, what its first half is multiplied by and what its second, for both of the results.
 struct Rope {
   ValueId pairs = -1, cos = -1, sin = -1;
+  bool columns = false;
 };
 
 class Ropes {
  public:
   explicit Ropes(const Graph& graph) : graph_(graph) {}
 
-  // For what is written as concat of both halves, each a sum of products, and for x * cos + (-x1, x0) * sin.
+  // For what is written as concat of both halves, each a sum of products, for x * cos + (-x1, x0) * sin, and for a product of matrices.
   std::optional<Rope> at(const Node& node) const {
     auto rope = is(node, "merge_dims") ? of_halves(node) : is(node, "add") ? of_turned(node) : std::nullopt;
-    if (rope && shape(node.outputs[0]) == whole(rope->pairs) && agree(graph_.type(node.outputs[0]).dtype, graph_.type(rope->cos).dtype)) return rope;
+    if (!rope && is(node, "merge_dims")) rope = of_matrices(node);
+    if (rope && shape(node.outputs[0]) == (rope->columns ? shape(by(rope->pairs).inputs[0]) : whole(rope->pairs)) && agree(graph_.type(node.outputs[0]).dtype, graph_.type(rope->cos).dtype)) return rope;
     return {};
   }
 
@@ -165,6 +170,34 @@ class Ropes {
     return {};
   }
 
+  // m[..., 0] * x0 + m[..., 1] * x1, where the columns of m have two rows for each pair: its two results, which the node puts side by side.
+  std::optional<Rope> of_matrices(const Node& node) const {
+    const Node& sum = by(node.inputs[0]);
+    const Shape& results = shape(node.inputs[0]);
+    const auto rank = results.size();
+    if (!is(sum, "add") || rank < 2 || results.back() != 2 || node.attrs.integer("count") != 2 || node.attrs.integer("dim") + 2 != static_cast<std::int64_t>(rank))
+      return {};
+    std::array<ValueId, 2> columns = {-1, -1};
+    ValueId pairs = -1;
+    for (ValueId id : sum.inputs) {
+      const Node& product = by(uncast(id));
+      if (!is(product, "mul")) return {};
+      for (int i : {0, 1})
+        if (const auto part = half(product.inputs[i])) {
+          if (pairs >= 0 && part->pairs != pairs) return {};
+          pairs = part->pairs;
+          columns[part->first ? 0 : 1] = product.inputs[1 - i];
+        }
+    }
+    if (columns[0] < 0 || columns[1] < 0 || graph_.type(columns[0]) != graph_.type(columns[1])) return {};
+    const Node& split = by(pairs);
+    const Shape &x = shape(split.inputs[0]), &table = shape(columns[0]);
+    if (split.attrs.integer("dim") + 1 != static_cast<std::int64_t>(x.size()) || x.size() + 1 != rank || table.size() != rank) return {};
+    for (std::size_t d = 0; d < rank; ++d)
+      if (table[d] != results[d] && (table[d] != 1 || d + 2 >= rank)) return {};
+    return Rope{pairs, columns[0], columns[1], true};
+  }
+
   // `id` is what `pairs` is without the last split.
   bool is_whole(ValueId id, ValueId pairs) const {
     const Node& split = by(pairs);
@@ -202,8 +235,12 @@ class RopeWriter {
   ValueId write(const Rope& rope, const Type& turned, const Type& result, const std::string& name) {
     const Node& split = graph_.producer(rope.pairs);
     Ints sizes = split.attrs.ints("sizes");
-    sizes.pop_back();
-    sizes.back() *= 2;
+    if (rope.columns) {
+      sizes.clear();
+    } else {
+      sizes.pop_back();
+      sizes.back() *= 2;
+    }
     const auto rank = turned.shape.size();
     const auto dim = split.attrs.integer("dim");
     const auto part = [&](ValueId x, ValueId cos, ValueId sin) {
@@ -211,8 +248,8 @@ class RopeWriter {
       const ValueId y = g_.add("pointwise", {as_dtype(g_, x, turned.dtype), cos, sin}, {{"steps", std::string("rope")}}, name);
       return as_dtype(g_, y, result.dtype);
     };
-    const auto angles = [&](ValueId id) { return widened(g_, map_[static_cast<std::size_t>(id)], rank); };
-    const ValueId cos = angles(rope.cos), sin = angles(rope.sin);
+    const auto [cosines, sines] = rope.columns ? angles_of(rope, name) : std::pair(map_[static_cast<std::size_t>(rope.cos)], map_[static_cast<std::size_t>(rope.sin)]);
+    const ValueId cos = widened(g_, cosines, rank), sin = widened(g_, sines, rank);
     const ValueId source = uncast(graph_, split.inputs[0]);
     const Node& concat = graph_.producer(source);
     if (!is(concat, "concat") || concat.attrs.integer("dim") >= dim) return part(map_[static_cast<std::size_t>(source)], cos, sin);
@@ -223,7 +260,10 @@ class RopeWriter {
       const auto size = graph_.type(id).shape[static_cast<std::size_t>(along)];
       const auto cut = [&](ValueId table) {
         const auto d = static_cast<std::size_t>(along);
-        return g_.type(table).shape[d] == 1 ? table : part_of(g_, table, d, at, at + size);
+        if (g_.type(table).shape[d] == 1) return table;
+        const auto [known, fresh] = parts_.try_emplace({table, at, size}, -1);
+        if (fresh) known->second = part_of(g_, table, d, at, at + size);
+        return known->second;
       };
       parts.push_back(part(map_[static_cast<std::size_t>(id)], cut(cos), cut(sin)));
       at += size;
@@ -232,9 +272,27 @@ class RopeWriter {
   }
 
  private:
+  // A matrix's columns (a, b) and (c, d) make of a pair a*x0 + c*x1 and b*x0 + d*x1: by the cosines (a, d) and the sines (-c, b).
+  std::pair<ValueId, ValueId> angles_of(const Rope& rope, const std::string& name) {
+    const auto [known, fresh] = angles_.try_emplace({rope.cos, rope.sin});
+    if (!fresh) return known->second;
+    const ValueId columns[] = {map_[static_cast<std::size_t>(rope.cos)], map_[static_cast<std::size_t>(rope.sin)]};
+    const auto last = g_.type(columns[0]).shape.size() - 1;
+    const auto row = [&](int column, std::int64_t which) { return part_of(g_, columns[column], last, which, which + 1); };
+    const auto side_by_side = [&](ValueId first, ValueId second) {
+      const auto dim = static_cast<std::int64_t>(last);
+      return g_.add("merge_dims", {g_.add("concat", {first, second}, {{"dim", dim}}, name)}, {{"dim", dim - 1}, {"count", std::int64_t{2}}}, name);
+    };
+    const ValueId cosines = side_by_side(row(0, 0), row(1, 1));
+    const ValueId sines = side_by_side(g_.add("neg", {row(1, 0)}, {}, name), row(0, 1));
+    return known->second = {cosines, sines};
+  }
+
   const Graph& graph_;
   Graph& g_;
   std::vector<ValueId>& map_;
+  std::map<std::pair<ValueId, ValueId>, std::pair<ValueId, ValueId>> angles_;                    // by the columns in graph_
+  std::map<std::tuple<ValueId, std::int64_t, std::int64_t>, ValueId> parts_;  // of the tables in g_
 };
 
 }  // namespace
