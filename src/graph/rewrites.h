@@ -28,7 +28,7 @@ enum class Fusion {
 /// After partitioning, on one device's graph. Nothing moves from the prologue into the call, and what has other readers stays.
 /// `epilogues`: bias, activation, products and sums that stand alone behind a linear or a convolution become its epilogue.
 /// `passes`: chains of bias, activations, products and sums behind any op become a pointwise, with the norm that reads their result
-/// and its modulation a fused_norm, and a product with an activated gate a glu, or with two linears before it a gated_linear. A linear keeps a bias that stands alone, and one of few
+/// and its modulation a fused_norm, and a product with an activated gate a glu, or with two linears before it a gated_linear; linears of one x in fp8 become linears. A linear keeps a bias that stands alone, and one of few
 /// rows its activations.
 /// Both: silu behind a group_norm becomes its activation.
 Graph fuse(const Graph& graph, Fusion fusion = Fusion::epilogues);
