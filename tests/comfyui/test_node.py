@@ -177,15 +177,14 @@ class TestProductsInFp8:
         default, fp8, again = (cls().split(plain, "0,1", compute=compute)[0].split for compute in ("default", "fp8", "fp8"))
         assert fp8 is again and fp8 is not default
 
-    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16], ids=["fp8", "bf16"])
-    def test_it_says_what_is_in_the_way(self, cls, caplog, dtype, on_engine):
+    @pytest.mark.parametrize(
+        ("dtype", "operations"),
+        [(torch.float8_e4m3fn, comfy.ops.manual_cast), (torch.float8_e4m3fn, comfy.ops.fp8_ops), (torch.bfloat16, comfy.ops.manual_cast)],
+        ids=["fp8", "fast_fp8", "bf16"],
+    )
+    def test_it_says_what_is_in_the_way(self, cls, caplog, dtype, operations, on_engine):
         """Weights as UNETLoader's weight_dtype has them, in a model that computes in bf16."""
-        plain = models.flux(dtype=torch.bfloat16)
-        for module in plain.model.diffusion_model.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight.data = module.weight.data.to(dtype)
-                module.comfy_cast_weights = True
-        plain.model.model_config.set_inference_dtype(torch.bfloat16, torch.bfloat16)
+        plain = models.flux_stored_in(dtype, operations)
         expected, silent = self.sample(caplog, cls().split(plain, "0,1")[0])
         got, (said,) = self.sample(caplog, cls().split(plain, "0,1", compute="fp8")[0])
         assert silent == [] and torch.equal(got, expected)

@@ -54,7 +54,7 @@ class MultiGPUDiffusionModel:
                     ["default", "fp8"],
                     {
                         "default": "default",
-                        "tooltip": "default: as the model asks for; weights stored in fp8 are decoded at use. fp8: linear layers whose "
+                        "tooltip": "default: in the model's own dtype; weights stored in fp8 are decoded at use. fp8: linear layers whose "
                         "weights are stored in fp8 also multiply in fp8, which is faster on GPUs that can (RTX 40, H100 and later) and "
                         "changes the picture a little. Where nothing can be multiplied in fp8, the console says why.",
                     },

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.ops
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -118,7 +119,8 @@ class Options(dict):
 
 class Site(torch.nn.Module):
     """model's method `name`, with keys as ComfyUI's patches name them. resized: shapes that patches give to weights. Weights of
-    fp8 are captured as fp8 with their scale, other quantised ones as what they decode to. The copy that is captured is as it was
+    fp8 are captured as fp8 with their scale, other quantised ones as what they decode to; layers that multiply in fp8 (UNETLoader's
+    fp8_e4m3fn_fast) as those that decode, so that the node alone chooses. The copy that is captured is as it was
     before ComfyUI loaded it."""
 
     passing_attributes = _LOADING
@@ -158,6 +160,9 @@ class Site(torch.nn.Module):
             for name in _LOADING.intersection(vars(part)) - {"comfy_cast_weights"}:  # what is cast already is not changed by it
                 delattr(part, name)
         site.wanted, site.live = self.wanted, self.live
+        for part in site.modules():
+            if isinstance(part, comfy.ops.fp8_ops.Linear):  # which would round its input: that is the engine's to do
+                part.__class__ = comfy.ops.manual_cast.Linear
         for name, part in quantised.items():
             _open(site.diffusion_model, name, part)
         for key, shape in self._resized.items():
