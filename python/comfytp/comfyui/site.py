@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..importer import Unsupported
 from . import attention, callouts
-from .patched_weights import PREFIX, as_fp8, is_quantised
+from .patched_weights import PREFIX, as_fp8, is_quantised, is_scaled
 
 _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device)
 
@@ -160,9 +160,12 @@ class Site(torch.nn.Module):
             for name in _LOADING.intersection(vars(part)) - {"comfy_cast_weights"}:  # what is cast already is not changed by it
                 delattr(part, name)
         site.wanted, site.live = self.wanted, self.live
-        for part in site.modules():
+        for name, part in [*site.diffusion_model.named_modules()]:
             if isinstance(part, comfy.ops.fp8_ops.Linear):  # which would round its input: that is the engine's to do
                 part.__class__ = comfy.ops.manual_cast.Linear
+            elif is_scaled(part):
+                owner, _, own = name.rpartition(".")
+                setattr(site.diffusion_model.get_submodule(owner), own, _ScaledLinear(part.weight, "scale_weight", part.scale_weight, part.bias))
         for name, part in quantised.items():
             _open(site.diffusion_model, name, part)
         for key, shape in self._resized.items():
@@ -246,16 +249,17 @@ class _KitchenOpened(TorchFunctionMode):
 
 
 class _ScaledLinear(torch.nn.Module):
-    """A linear over fp8 numbers with one scale, which multiplies the sums."""
+    """A linear over fp8 numbers with one scale, the parameter of that name, which multiplies the sums."""
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: Any) -> None:
+    def __init__(self, weight: torch.Tensor, name: str, scale: torch.Tensor, bias: Any) -> None:
         super().__init__()
         self.weight = _parameter(weight)
-        self.weight_scale = _parameter(scale)
+        self.register_parameter(name, _parameter(scale))
         self.bias = bias
+        self._scale = name
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
+        y = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * getattr(self, self._scale).to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
@@ -267,7 +271,7 @@ def _open(model: torch.nn.Module, name: str, part: torch.nn.Module) -> None:
     if fp8 and part.weight.dim() == 2:
         weight = made.weight.new_empty(made.weight.shape, dtype=fp8[0].dtype)
         scale = made.weight.new_empty((1,), dtype=torch.float32)
-        setattr(model.get_submodule(owner), own, _ScaledLinear(weight, scale, made.bias))
+        setattr(model.get_submodule(owner), own, _ScaledLinear(weight, "weight_scale", scale, made.bias))
         return
     made._full_precision_mm = True  # inputs are not quantised
     made.layout_type = None
