@@ -249,7 +249,8 @@ class _KitchenOpened(TorchFunctionMode):
 
 
 class _ScaledLinear(torch.nn.Module):
-    """A linear over fp8 numbers with one scale, the parameter of that name, which multiplies the sums."""
+    """A linear over fp8 numbers with one scale, the parameter of that name. It multiplies the sums, or in f16, whose range they could
+    leave before, what goes in."""
 
     def __init__(self, weight: torch.Tensor, name: str, scale: torch.Tensor, bias: Any) -> None:
         super().__init__()
@@ -259,7 +260,9 @@ class _ScaledLinear(torch.nn.Module):
         self._scale = name
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * getattr(self, self._scale).to(x.dtype)
+        weight, scale = self.weight.to(x.dtype), getattr(self, self._scale).to(x.dtype)
+        first = x.dtype == torch.float16
+        y = torch.nn.functional.linear(x * scale, weight) if first else torch.nn.functional.linear(x, weight) * scale
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
