@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import types
 
 import comfy.model_management
 import comfy.ops
@@ -190,3 +191,14 @@ class TestProductsInFp8:
         assert silent == [] and torch.equal(got, expected)
         why = "cpu:0, cpu:1 cannot (GPUs can from sm_89 on)" if dtype is torch.float8_e4m3fn else "no linear's weight is stored in it"
         assert said == f"Flux, fp8: nothing is multiplied in it, for {why}"
+
+    @pytest.mark.parametrize("everywhere", [True, False])
+    def test_a_part_between_callouts_that_has_none_is_no_news(self, everywhere):
+        """A graph in parts says that no weight is in fp8 where that holds for all of them."""
+        from comfytp.comfyui import engine
+
+        notes = [[engine._NOTHING_IN_FP8], [engine._NOTHING_IN_FP8] if everywhere else ["fp8: some weights are decoded"]]
+        whole, segments = (cls.__new__(cls) for cls in (engine.Engine, engine.Segments))
+        whole.programs = types.SimpleNamespace(report=lambda part: {"devices": [], "notes": notes[part]})
+        segments.parts, segments.sites = [(0,), None, (1,)], [None]
+        assert whole.report(segments)["notes"] == [notes[1][0], "1 callouts to other nodes' code"]
