@@ -141,7 +141,8 @@ int bench(const Options& options) {
   const auto call = options.call.call(unet);
   auto& engine = denoiser->engine();
   const Interruptible guard(engine);
-  engine.load(*denoiser->compile(call));
+  const auto compiled = denoiser->compile(call);
+  engine.load(*compiled);
 
   SeededCall rows(unet, call, 1);
   Progress running("running");
@@ -165,7 +166,12 @@ int bench(const Options& options) {
   std::optional<double> predicted;
   if (link) predicted = planner::predicted_seconds(median(seconds), exchanged_by(engine.report(*denoiser->compile(call)).at(0)), *link);
   std::optional<double> fp8_error;
-  if (compute.fp8_products && !only) {
+  std::string fp8_note;
+  for (const auto& note : engine.notes(*compiled))
+    if (note.starts_with("fp8: ")) fp8_note = note.substr(5);
+  if (fp8_note.starts_with("nothing"))
+    fp8_error = 0;
+  else if (compute.fp8_products && !only) {
     engine.unload();
     fp8_error = difference(rows.output, decoded_output(options, plan, call)).relative;
   }
@@ -199,9 +205,9 @@ int bench(const Options& options) {
     if (predicted)
       fmt::print("whole   {}, predicted and not measured: with what this rank exchanges over a link of {}\n", seconds_text(*predicted),
                  link->to_string());
-    if (fp8_error == 0.0)
-      fmt::print("fp8     nothing was multiplied in it: no such weights, or no device that can\n");
-    else if (fp8_error)
+    if (fp8_error == 0.0 && fp8_note.empty()) fp8_note = "nothing is multiplied in it, for the sizes do not allow it";
+    if (!fp8_note.empty()) fmt::print("fp8     {}\n", fp8_note);
+    if (fp8_error && fp8_error != 0.0)
       fmt::print("error   {:.3g} of products in fp8, against decoded weights in bf16\n", *fp8_error);
     fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
     print_table(rows_text);

@@ -103,6 +103,8 @@ class Device {
   virtual graph::Fusion fusion() const = 0;
   /// What format a kernel chooses for a weight hangs on the weight alone: so all devices of this kind choose alike.
   virtual bool formats_agree() const { return false; }
+  /// A linear that asks for its product in fp8 can get it; otherwise its weight is decoded.
+  virtual bool multiplies_in_fp8() const { return false; }
   /// Called first on the worker thread: affinity, thread counts, contexts.
   virtual void attach() = 0;
   /// Throws Error naming the op when this backend has no kernel for it or not for this dtype.

@@ -22,14 +22,14 @@ Graph multiply_in_fp8(const Graph& graph, const std::function<bool(const std::st
 /// in the cache and can take the next norm too.
 enum class Fusion {
   epilogues,  ///< in the epilogue of the heavy op before it
-  passes,     ///< in passes of its own: pointwise, fused_norm, glu, gated_linear
+  passes,     ///< in passes of its own: pointwise, fused_norm, glu, gated_linear, linears
 };
 
 /// After partitioning, on one device's graph. Nothing moves from the prologue into the call, and what has other readers stays.
 /// `epilogues`: bias, activation, products and sums that stand alone behind a linear or a convolution become its epilogue.
 /// `passes`: chains of bias, activations, products and sums behind any op become a pointwise, with the norm that reads their result
-/// and its modulation a fused_norm, and a product with an activated gate a glu, or with two linears before it a gated_linear. A linear keeps a bias that stands alone, and one of few
-/// rows its activations.
+/// and its modulation a fused_norm, and a product with an activated gate a glu, or with two linears before it a gated_linear. A linear
+/// keeps a bias that stands alone, and one of few rows its activations. Linears of one x that multiply in fp8 become linears.
 /// Both: silu behind a group_norm becomes its activation.
 Graph fuse(const Graph& graph, Fusion fusion = Fusion::epilogues);
 

@@ -49,6 +49,8 @@ struct UNet {
   UNetBlock middle_block;
   std::vector<UNetBlock> output_blocks;                             ///< each begins with a concat of the last skip that is left
   std::map<std::string, weights::TensorInfo, std::less<>> tensors;  ///< the tensors that the UNet uses, in LDM's bare names
+  /// Of a weight that was scaled before it was rounded to fp8: the tensor of one number that its values are to be multiplied by.
+  std::map<std::string, std::string, std::less<>> scales;
 };
 
 /// Shapes do not tell the number of heads. Without options: heads of width 64 where the projections are linears or there is
@@ -60,7 +62,9 @@ struct HeadOptions {
 
 /// Reads a UNet off tensors that carry LDM's bare names ("input_blocks.0.0.weight", …). Throws Error that names the source and
 /// what is missing (the first few keys and the count), of the wrong shape or dtype, or stands in a block without a place in this
-/// construction (a video model's time layers, scales of a quantised weight): leaving that out would give a wrong picture.
+/// construction (a video model's time layers): leaving that out would give a wrong picture. Of quantised weights those are read that
+/// are fp8 with one scale each, as ComfyUI names it: "….scale_weight" (beside a marker "scaled_fp8") or "….weight_scale" (beside
+/// "….comfy_quant"); what says how their inputs may be rounded is passed over.
 UNet detect_unet(const weights::Source& source, const HeadOptions& heads = {});
 
 /// One call of the denoiser.

@@ -50,11 +50,21 @@ class UNetGraph {
   ValueId linear(ValueId x, const std::string& path) {
     const auto& w = stored(path + ".weight");
     const bool bias = unet_.tensors.contains(path + ".bias");
-    return b_.linear(x, b_.weight(path + ".weight", {w[0], w[1]}), bias ? vector(path + ".bias") : -1, path);
+    const ValueId y = scaled(x, path, [&](ValueId in) { return b_.linear(in, b_.weight(path + ".weight", {w[0], w[1]}), path); });
+    return bias ? b_.add(y, vector(path + ".bias")) : y;
   }
   ValueId conv(ValueId x, const std::string& path, std::int64_t stride = 1) {
     const auto& k = stored(path + ".weight");
-    return b_.conv2d(x, b_.weight(path + ".weight", k), b_.weight(path + ".bias", {k[0], 1, 1}), stride, k[2] / 2, path);
+    const ValueId y = scaled(x, path, [&](ValueId in) { return b_.conv2d(in, b_.weight(path + ".weight", k), -1, stride, k[2] / 2, path); });
+    return b_.add(y, b_.weight(path + ".bias", {k[0], 1, 1}));
+  }
+  // So that the weight may stay as it is stored, its scale multiplies the sums, or in f16, whose range they could leave before, what goes in.
+  template <typename Project>
+  ValueId scaled(ValueId x, const std::string& path, const Project& project) {
+    const auto found = unet_.scales.find(path + ".weight");
+    if (found == unet_.scales.end()) return project(x);
+    const ValueId scale = b_.weight(found->second, {1});
+    return b_.compute == DType::f16 ? project(b_.mul(x, scale)) : b_.mul(project(x), scale);
   }
   ValueId group_norm(ValueId x, const std::string& path, double epsilon) {
     return b_.group_norm(x, vector(path + ".weight"), vector(path + ".bias"), unet_.norm_groups, epsilon, path);

@@ -175,6 +175,7 @@ class Detector {
     require(!unet_.transformers.empty(), "[models] {}: expected a UNet with transformers that attend to a text but it has none", name_);
     for (const auto& [key, shape] : required) {
       const auto& info = source_.info(key);
+      if (shape.size() >= 2) read_scale(key, info);
       require(info.shape == shape, "[models] {}: expected {} of shape {} but got {}", name_, key, to_string(shape), to_string(info.shape));
       require(is_float(info.dtype), "[models] {}: expected {} of a floating-point dtype but got {}", name_, key, name_of(info.dtype));
       unet_.tensors[key] = info;
@@ -182,10 +183,33 @@ class Detector {
     std::vector<std::string> unknown;
     for (const auto& [key, info] : source_.tensors()) {
       const bool block = key.starts_with("input_blocks.") || key.starts_with("middle_block.") || key.starts_with("output_blocks.");
-      if (block && !unet_.tensors.contains(key)) unknown.push_back(key);
+      if (block && !unet_.tensors.contains(key) && !is_of_scaled(key)) unknown.push_back(key);
     }
     require(unknown.empty(), "[models] {}: expected a UNet of Stable Diffusion's construction but its blocks also hold {}", name_,
             first_few(unknown));
+  }
+
+  void read_scale(const std::string& key, const weights::TensorInfo& weight) {
+    for (const char* name : {"scale_weight", "weight_scale"}) {
+      const auto scale = owner_of(key) + name;
+      if (!source_.has(scale)) continue;
+      const auto& info = source_.info(scale);
+      const bool fp8 = weight.dtype == DType::f8_e4m3 || weight.dtype == DType::f8_e5m2;
+      require(fp8 && is_float(info.dtype) && numel(info.shape) == 1 && !unet_.scales.contains(key),
+              "[models] {}: expected a quantised {} in fp8 with one scale but it is {} with a scale {} of {}{}: such weights are read by the ComfyUI node only",
+              name_, key, name_of(weight.dtype), weights::in_quotes(scale), name_of(info.dtype), to_string(info.shape));
+      unet_.scales[key] = scale;
+      unet_.tensors[scale] = info;
+    }
+  }
+
+  /// "a.b." of "a.b.weight".
+  static std::string owner_of(const std::string& key) { return key.substr(0, key.rfind('.') + 1); }
+
+  /// What else stands beside a scaled weight: the quantisation's name, and a scale for rounding the layer's input.
+  bool is_of_scaled(const std::string& key) const {
+    const auto owner = owner_of(key), name = key.substr(owner.size());
+    return (name == "comfy_quant" || name == "scale_input" || name == "input_scale") && unet_.scales.contains(owner + "weight");
   }
 
   void check_groups() const {

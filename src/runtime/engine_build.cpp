@@ -1,4 +1,6 @@
 // From a graph to the programs of an engine's devices.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -44,9 +46,11 @@ Engine::State::State(EngineOptions o, std::shared_ptr<const weights::Source> s)
   stats.collective_seconds.resize(team->size());
   ranks.resize(team->size());
   side_ranks.resize(team->size());
+  multiplies_in_fp8.resize(team->size());
   team->run([&](std::size_t d, backend::Device& device) {
     ranks[d] = {device.spec().name(), device.spec().index, device.queue()};
     side_ranks[d] = {device.spec().name(), device.spec().index, device.side_queue()};
+    multiplies_in_fp8[d] = device.multiplies_in_fp8();
   });
   measure();
 }
@@ -56,6 +60,37 @@ void Engine::State::measure() {
   std::lock_guard lock(stats_mutex);
   stats.allocated_weight_bytes = weights;
   stats.allocated_activation_bytes = activations;
+}
+
+// Products in fp8 where there are such weights and a device that can; otherwise a note says what is in the way.
+graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, std::vector<std::string>& notes) const {
+  auto asking = graph::multiply_in_fp8(graph, [&](const std::string& key) {
+    const auto found = source->tensors().find(key);
+    return found != source->tensors().end() && (found->second.dtype == DType::f8_e4m3 || found->second.dtype == DType::f8_e5m2);
+  });
+  bool any = false, narrow = false;
+  for (const auto& node : asking.nodes()) {
+    if (node.attrs.text_or("product", "") != "fp8") continue;
+    any = true;
+    narrow = narrow || asking.type(node.inputs[0]).dtype != DType::f32;
+  }
+  bool able = false;
+  std::vector<std::string> without;
+  for (std::size_t d = 0; d < team->size(); ++d) {
+    const auto name = options.plan.devices[rank_of(d)].name();
+    able = able || multiplies_in_fp8[d];
+    // What stands in for a device that is not here says nothing of that one.
+    if (!multiplies_in_fp8[d] && ranks[d].name == name) without.push_back(name);
+  }
+  without.erase(std::unique(without.begin(), without.end()), without.end());
+  if (!any)
+    notes.push_back("fp8: nothing is multiplied in it, for no linear's weight is stored in it");
+  else if (!without.empty())
+    notes.push_back(fmt::format("fp8: {} {} cannot (GPUs can from sm_89 on)", able ? "some weights are decoded, for" : "nothing is multiplied in it, for",
+                                fmt::join(without, ", ")));
+  else if (!narrow)
+    notes.push_back("fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16");
+  return any && narrow && able ? asking : graph;
 }
 
 std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text) {
@@ -69,11 +104,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
 
   auto normalised = graph::normalise(graph);
-  if (options.fp8_products)
-    normalised = graph::multiply_in_fp8(normalised, [&](const std::string& key) {
-      const auto found = source->tensors().find(key);
-      return found != source->tensors().end() && (found->second.dtype == DType::f8_e4m3 || found->second.dtype == DType::f8_e5m2);
-    });
+  std::vector<std::string> fp8_notes;
+  if (options.fp8_products) normalised = with_fp8_products(normalised, fp8_notes);
   auto decision = sharding::decide(normalised, mesh, planner::least_work(options.plan.devices));
   const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
   auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);
@@ -83,6 +115,7 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   compiled->partition = sharding::partition(normalised, mesh, decision.assignment, options.plan.placement);
   compiled->notes = std::move(decision.notes);
   compiled->notes.insert(compiled->notes.end(), compiled->partition.notes.begin(), compiled->partition.notes.end());
+  compiled->notes.insert(compiled->notes.end(), fp8_notes.begin(), fp8_notes.end());
   team->run([&](std::size_t d, backend::Device& device) {
     compiled->programs[d] = lower(compiled->partition.devices[rank_of(d)], device, residency.weights(d));
     set_outputs(compiled->programs[d], compiled->partition, rank_of(d));

@@ -53,6 +53,7 @@ struct Engine::State {
 
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
+  graph::Graph with_fp8_products(const graph::Graph& graph, std::vector<std::string>& notes) const;
   void connect(Program& program);
   void load(Compiled& compiled);
   void run(Compiled& compiled, const Calls::Tensors& inputs, const Calls::Tensors& outputs, const CallOptions& options);
@@ -63,6 +64,7 @@ struct Engine::State {
   Residency residency;
   std::vector<comm::DeviceRank> ranks;       // by device
   std::vector<comm::DeviceRank> side_ranks;  // the same with their side queues
+  std::vector<char> multiplies_in_fp8;       // by device
   // By the devices' numbers, and whether they run on the side queues.
   std::map<std::pair<std::vector<std::int64_t>, bool>, std::vector<std::unique_ptr<comm::Communicator>>> groups;
 

@@ -87,6 +87,52 @@ def test_run_cuts_what_the_plan_says(comfytp, checkpoint, inputs, tmp_path):
     assert relative_error(a, run(comfytp, checkpoint, inputs(), tmp_path / "b.safetensors")) <= 1e-5
 
 
+def scaled_fp8(path, changed, shape=(1,)):
+    """The checkpoint with its linears in fp8 (E4M3) and a scale for each, and the same decoded."""
+    tensors, decoded, prefix = {}, {}, "model.diffusion_model."
+    bits = np.arange(127, dtype=np.uint8)  # of the numbers that are not negative, rising
+    exponent, mantissa = bits >> 3, bits & 7
+    values = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent.astype(int) - 10), mantissa * 2.0**-9).astype(np.float32)
+    for key, t in load_file(path).items():
+        tensors[key] = decoded[key] = t
+        if t.ndim != 2 or not key.endswith(".weight"):
+            continue
+        scale = np.float32(np.abs(t).max() / 448)
+        nearest = np.searchsorted((values[1:] + values[:-1]) / 2, np.abs(t.astype(np.float32)) / scale).astype(np.uint8)
+        tensors[key] = ("F8_E4M3", nearest | (t < 0).astype(np.uint8) << 7)
+        decoded[key] = np.sign(t).astype(np.float32) * values[nearest] * scale
+        tensors[key.removesuffix("weight") + "scale_weight"] = np.full(shape, scale)
+    tensors[prefix + "scaled_fp8"] = ("F8_E4M3", np.zeros(2, np.uint8))
+    write_safetensors(changed, tensors)
+    return decoded
+
+
+def write_safetensors(path, tensors):
+    """As save_file, with ("F8_E4M3", bytes) for what numpy has no dtype."""
+    header, data = {}, b""
+    for key, t in tensors.items():
+        name, t = t if isinstance(t, tuple) else ({"f2": "F16", "f4": "F32"}[t.dtype.str[1:]], t)
+        header[key] = {"dtype": name, "shape": list(t.shape), "data_offsets": [len(data), len(data) + t.nbytes]}
+        data += t.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_scaled_fp8_is_read_and_run_as_what_it_decodes_to(comfytp, checkpoint, inputs, tmp_path):
+    scaled, decoded = tmp_path / "scaled.safetensors", tmp_path / "decoded.safetensors"
+    save_file(scaled_fp8(checkpoint, scaled), decoded)
+    expected = run(comfytp, decoded, inputs(), tmp_path / "expected.safetensors")
+    for options in ((), TWO):
+        assert relative_error(run(comfytp, scaled, inputs(), tmp_path / "output.safetensors", *options), expected) < 1e-5
+    report = comfytp("inspect", scaled, "--json").json
+    assert report["family"] == "sd1" and report["components"][0]["parameters_of_dtype"]["f8_e4m3"] > 0
+    bench = ("bench", "--compute", "fp8", *SMALL, "--runs", 1, "--warmup", 0)
+    assert "fp8     nothing is multiplied in it, for cpu:0 cannot (GPUs can from sm_89 on)\n" in comfytp(*bench, scaled).out
+    assert "fp8     nothing is multiplied in it, for no linear's weight is stored in it\n" in comfytp(*bench, checkpoint).out
+    scaled_fp8(checkpoint, scaled, (2,))
+    comfytp.fails("inspect", scaled, naming=["expected a quantised", "with one scale", "scale_weight' of f32[2]", "ComfyUI node"])
+
+
 def test_a_plan_brings_its_compute_dtype(comfytp, checkpoint, inputs, tmp_path):
     plan = tmp_path / "plan.json"
     plan.write_text(comfytp("plan", checkpoint, *SMALL, "--compute", "bf16", "--json").out)

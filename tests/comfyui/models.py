@@ -167,6 +167,39 @@ def linear_keys(patcher, contains=""):
     return [k for k, v in patcher.model.state_dict().items() if k.endswith(".weight") and v.dim() in (2, 4) and contains in k]
 
 
+def flux_stored_in(dtype, operations):
+    """A Flux that computes in bf16 with ComfyUI's `operations` over linears stored in another dtype, as UNETLoader's weight_dtype has them."""
+    whole = flux(dtype=torch.bfloat16)
+    config = _config(comfy.supported_models.Flux, whole.model.model_config.unet_config)
+    config.custom_operations = operations
+    config.set_inference_dtype(torch.bfloat16, torch.bfloat16)
+    model = comfy.model_base.Flux(config)
+    model.diffusion_model.load_state_dict(whole.model.diffusion_model.state_dict())
+    for module in model.diffusion_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = module.weight.data.to(dtype)
+    return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+
+
+def flux_scaled_fp8(fast):
+    """A Flux as ComfyUI loaded scaled fp8 before 0.29; fast: its layers round their inputs too."""
+    import comfy.ops
+
+    whole = flux()
+    config = _config(comfy.supported_models.Flux, whole.model.model_config.unet_config)
+    config.custom_operations = comfy.ops.scaled_fp8_ops(fp8_matrix_mult=fast, scale_input=fast, override_dtype=torch.float8_e4m3fn)
+    model = comfy.model_base.Flux(config)
+    state = {k: v.clone() for k, v in whole.model.diffusion_model.state_dict().items()}
+    for name, module in model.diffusion_model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            scale = state[f"{name}.weight"].abs().max() / 448
+            state |= {f"{name}.weight": (state[f"{name}.weight"] / scale).to(torch.float8_e4m3fn), f"{name}.scale_weight": scale}
+            if fast:
+                state[f"{name}.scale_input"] = torch.ones(())
+    model.diffusion_model.load_state_dict(state)
+    return comfy.model_patcher.ModelPatcher(model, CPU, CPU)
+
+
 def flux_fp8(quantised="single_blocks.0", **changes):
     """A Flux whose linears under `quantised` are stored as fp8 with one scale each (from 0.29 on)."""
     import json

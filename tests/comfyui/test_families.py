@@ -58,6 +58,16 @@ class TestEveryFamily:
         expected = models.sample(plain, "flux", **mode)
         assert models.relative(models.sample(split_model(plain, "0,1"), "flux", **mode), expected) < TOLERANCE
 
+    @pytest.mark.skipif(not hasattr(comfy.ops, "scaled_fp8_ops"), reason="quantised layers came instead")
+    def test_scaled_fp8_layers_of_older_versions(self):
+        plain, fast = models.flux_scaled_fp8(False), models.flux_scaled_fp8(True)
+        expected = models.sample(plain, "flux")
+        for patcher in (plain, fast):
+            split = split_model(patcher, "0,1")
+            assert models.relative(models.sample(split, "flux"), expected) < TOLERANCE
+            stored = sum(p.nbytes for p in plain.model.diffusion_model.parameters())
+            assert sum(split.split.stats()["allocated_weight_bytes"]) < 1.2 * stored
+
     def test_sdxl_base_and_refiner_one_after_the_other(self):
         base, refiner = models.sdxl(), models.sdxl_refiner()
         prompts = {"positive": models.prompt("sdxl", 1), "negative": models.prompt("sdxl", 2)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from comfytp.comfyui.patched_weights import PREFIX, SCALE, PatchedWeights, Unreadable
+from comfytp.comfyui.site import _ScaledLinear
 
 ADAPTED = ("attn1.to_q", "ff.net", "in_layers.2", "emb_layers.1")
 
@@ -142,6 +143,14 @@ def test_hooks_on_top_of_a_lora_give_what_comfyui_patches(base):
     for key, value in read.items():
         assert torch.equal(whole(PatchedWeights(patched), key), value), key
     patched.clean_hooks()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scaled_sums_stay_in_the_range_of_the_dtype(dtype):
+    weight, scale = torch.full((8, 512), 448.0).to(torch.float8_e4m3fn), torch.tensor(0.001)
+    x = torch.ones(4, 512)
+    y = _ScaledLinear(weight, "scale_weight", scale, None)(x.to(dtype))
+    assert y.dtype is dtype and torch.allclose(y.float(), torch.nn.functional.linear(x, weight.float() * scale), rtol=0.01)
 
 
 @pytest.mark.skipif(not hasattr(__import__("comfy.ops").ops, "mixed_precision_ops"), reason="quantised layers came later")

@@ -87,6 +87,30 @@ TEST_F(FusePasses, DoesAResBlockInThreePasses) {
   EXPECT_EQ(fused(g), "group_norm(silu) conv2d silu linear(bias) pointwise(bias,add) group_norm(silu) conv2d pointwise(bias,add)");
 }
 
+// Of one x, with nothing heavy and no exchange in between.
+TEST_F(FusePasses, JoinsLinearsInFp8OfOneX) {
+  const auto context = b.input("context", {2, 7, 6}, DType::f32, "prompt");
+  const auto gated = linear(x, 8, "gate");
+  g.add_output("self", attention(x, x, "self"));
+  g.add_output("cross", attention(x, context, "cross"));
+  g.add_output("gated", geglu(x, "ff"));
+  g.add_output("gate", gated);
+  const auto joined = [](const Graph& graph) {
+    std::vector<std::size_t> sizes;
+    for (const auto& node : graph.nodes())
+      if (is(node, "linears")) sizes.push_back(node.attrs.ints("biased").size());
+    std::sort(sizes.begin(), sizes.end());
+    return sizes;
+  };
+  Graph after;
+  fused(g, &after);
+  EXPECT_TRUE(joined(after).empty());
+  fused(multiply_in_fp8(g, [](const auto&) { return true; }), &after);
+  EXPECT_EQ(joined(after), (std::vector<std::size_t>{2, 2, 4})) << to_text(after);
+  fused(multiply_in_fp8(g, [](const auto& key) { return !key.starts_with("self.k"); }), &after);
+  EXPECT_EQ(joined(after).front(), 2u) << to_text(after);
+}
+
 TEST_F(FusePasses, AddsTheSkipAndItsBiasInTheSamePass) {
   const auto h = conv(image, 8, 3, "conv"), skip = conv(image, 8, 1, "skip");
   g.add_output("y", b.add(skip, h));

@@ -40,6 +40,19 @@ TEST_F(Normalise, TellsAMergedQkvApart) {
   EXPECT_EQ(offsets, (std::vector<Ints>{{0, 0}, {0}, {4, 0}, {4}, {8, 0}, {8}}));
 }
 
+// As a weight in fp8 is scaled: by one number behind the sums.
+TEST_F(Normalise, TellsAMergedProjectionApartThroughItsScale) {
+  const auto y = b.mul(b.weight("w.scale", {1}), b.linear(x, b.weight("w", {12, 4}), "w"));
+  const auto z = b.add(b.mul(b.add(y, b.weight("bias", {12})), b.weight("gain", {12})), b.constant({1}, {0.5}, DType::f32));
+  g.add_output("a", b.slice(z, 2, 0, 5));
+  g.add_output("b", b.slice(z, 2, 5, 12));
+  Graph normal;
+  EXPECT_EQ(ops_after(g, &normal), "linear mul add mul add linear mul add mul add");
+  std::vector<Ints> shapes;
+  for (const Node* w : normal.all("weight")) shapes.push_back(w->attrs.ints("shape"));
+  EXPECT_EQ(shapes, (std::vector<Ints>{{1}, {5, 4}, {5}, {5}, {7, 4}, {7}, {7}}));
+}
+
 // As timm writes it: reshape to [n, l, 3, heads, d], permute to [3, n, heads, l, d], then index.
 TEST_F(Normalise, TellsAMergedQkvApartThroughSplitAndTranspose) {
   auto qkv = b.linear(x, b.weight("qkv.weight", {12, 4}), b.weight("qkv.bias", {12}), "qkv");

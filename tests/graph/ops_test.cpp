@@ -221,6 +221,14 @@ const Case kCases[] = {
      {3},
      {silu(2), silu(-2), silu(4)}},
     {"GatedLinear", "%9 = gated_linear(%2, %1, %1) {activation=\"silu\", biases=\"\"}", {2}, {5 * silu(5), 11 * silu(11)}},
+    {"Linears",
+     R"(
+       %5 = constant() {shape=[1,3], values=[1.0,0.0,-1.0], dtype="f32"}
+       %6 = constant() {shape=[1], values=[10.0], dtype="f32"}
+       %7, %8 = linears(%2, %1, %5, %6) {biased=[0,1], product="fp8"}
+       %9 = concat(%7, %8) {dim=0})",
+     {3},
+     {5, 11, 9}},
     {"GroupNorm",
      R"(
        %5 = constant() {shape=[1,4,1], values=[1.0,3.0,2.0,2.0], dtype="f32"}

@@ -174,5 +174,5 @@ def test_interpreter_knows_every_op_that_a_graph_may_have():
     leaves = {"input", "weight", "constant"}
     known = leaves | set(interpret._SIMPLE) | set(interpret._WITH_ATTRS)
     collectives = {"all_reduce", "all_gather", "reduce_scatter", "halo_exchange", "fetch_weight", "group_moments", "row_moments"}
-    fused = {"pointwise", "fused_norm", "glu", "gated_linear"}  # made on a device's graph, behind what a capture gives
+    fused = {"pointwise", "fused_norm", "glu", "gated_linear", "linears"}  # made on a device's graph, behind what a capture gives
     assert set(comfytp.ops()) - collectives - fused - known == set()

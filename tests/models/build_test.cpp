@@ -1,6 +1,8 @@
 // The graphs of the families: inputs, outputs, tensors read, and work.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "graph/rewrites.h"
 #include "models/unet.h"
 #include "shapes_only.h"
@@ -65,6 +67,29 @@ TEST_P(FamilyGraph, ReadsEveryTensorOnce) {
 INSTANTIATE_TEST_SUITE_P(Families, FamilyGraph,
                          Combine(Values("sd1", "sd2", "sdxl", "sdxl-refiner"), Values(std::pair{72, 40}, std::pair{9, 7}, std::pair{1, 1}),
                                  Bool()));
+
+// 65504 is soon left by sums of numbers of up to 448.
+TEST(ScaledWeights, AreScaledBehindTheSumsAndInF16BeforeThem) {
+  auto tensors = unet_tensors("sd1", DType::f16, 64);
+  const std::vector<std::string> owners = {"middle_block.1.transformer_blocks.0.ff.net.0.proj", "input_blocks.1.0.in_layers.2"};
+  for (const auto& owner : owners) {
+    tensors[owner + ".weight"].dtype = DType::f8_e4m3;
+    tensors[owner + ".weight_scale"] = {DType::f32, {}};
+  }
+  const UNet unet = detect_unet(*shapes_only(tensors));
+  for (const DType compute : {DType::f32, DType::bf16, DType::f16}) {
+    const Graph graph = build_unet(unet, {1, 8, 8, 77}, compute);
+    std::size_t scaled = 0;
+    for (const auto& node : graph.nodes()) {
+      if (!graph::is(node, "mul") || graph.producer(node.inputs[1]).attrs.text_or("key", "").find("weight_scale") == std::string::npos) continue;
+      ++scaled;
+      const auto& before = graph.producer(node.inputs[0]);
+      const bool projected = std::find(owners.begin(), owners.end(), before.name) != owners.end();
+      EXPECT_EQ(projected, compute != DType::f16) << before.op->name();
+    }
+    EXPECT_EQ(scaled, 2u) << name_of(compute);
+  }
+}
 
 TEST(ControlInputs, FollowTheInputBlocks) {
   const auto inputs = models::control_inputs(small("sdxl"), {2, 9, 7, 77, true});

@@ -182,7 +182,51 @@ TEST(Detect, TakesEveryFloatingPointDtype) {
     EXPECT_EQ(detect_error(unet_tensors("sd1", dtype, 32)), "") << name_of(dtype);
 }
 
-// A video model's time layers, the scales of a quantised weight: a picture without them would be wrong.
+// As ComfyUI's two forms of scaled fp8 name them.
+TEST(Detect, FindsTheScalesOfWeightsInFp8) {
+  for (const bool older : {true, false}) {
+    auto tensors = unet_tensors("sdxl", DType::f16, 32);
+    std::size_t scaled = 0;
+    for (const auto& [key, info] : unet_tensors("sdxl", DType::f16, 32)) {
+      if (info.shape.size() != 2 || !key.ends_with(".weight")) continue;
+      const auto owner = key.substr(0, key.size() - 6);
+      tensors[key].dtype = DType::f8_e4m3;
+      tensors[owner + (older ? "scale_weight" : "weight_scale")] = {DType::f32, older ? Shape{1} : Shape{}};
+      tensors[owner + (older ? "scale_input" : "input_scale")] = {DType::f32, {}};
+      if (!older) tensors[owner + "comfy_quant"] = {DType::u8, {27}};
+      ++scaled;
+    }
+    if (older) tensors["scaled_fp8"] = {DType::f8_e4m3, {0}};
+    const UNet unet = detect_unet(*shapes_only(tensors));
+    EXPECT_EQ(unet.family, "sdxl");
+    EXPECT_EQ(unet.scales.size(), scaled);
+    EXPECT_EQ(unet.scales.at("time_embed.0.weight"), older ? "time_embed.0.scale_weight" : "time_embed.0.weight_scale");
+  }
+}
+
+TEST(Detect, RefusesOtherQuantisedWeights) {
+  const std::string linear = "middle_block.1.transformer_blocks.0.ff.net.2";
+  const auto error_for = [&](DType stored, DType scale_dtype, const Shape& scale) {
+    auto tensors = unet_tensors("sd1", DType::f16, 32);
+    tensors[linear + ".weight"].dtype = stored;
+    tensors[linear + ".weight_scale"] = {scale_dtype, scale};
+    tensors[linear + ".comfy_quant"] = {DType::u8, {20}};
+    return detect_error(tensors);
+  };
+  EXPECT_EQ(error_for(DType::f8_e4m3, DType::f32, {}), "");
+  EXPECT_EQ(error_for(DType::f8_e4m3, DType::f32, {128, 1}),
+            "[models] some.safetensors: expected a quantised middle_block.1.transformer_blocks.0.ff.net.2.weight in fp8 with one scale but it is "
+            "f8_e4m3 with a scale 'middle_block.1.transformer_blocks.0.ff.net.2.weight_scale' of f32[128,1]: such weights are read by the ComfyUI "
+            "node only");
+  for (const auto& error : {error_for(DType::i8, DType::f32, {}), error_for(DType::u8, DType::f8_e4m3, {128, 32}), error_for(DType::f16, DType::f32, {}),
+                            error_for(DType::f8_e4m3, DType::u8, {})})
+    EXPECT_NE(error.find("expected a quantised"), std::string::npos) << error;
+  auto tensors = unet_tensors("sd1", DType::f8_e4m3, 32);
+  tensors[linear + ".comfy_quant"] = {DType::u8, {20}};
+  EXPECT_NE(detect_error(tensors).find("its blocks also hold '" + linear + ".comfy_quant'"), std::string::npos) << detect_error(tensors);
+}
+
+// A video model's time layers: a picture without them would be wrong.
 TEST(Detect, RefusesTensorsInABlockThatHaveNoPlaceInIt) {
   auto tensors = unet_tensors("sd1", DType::f16, 32);
   tensors["input_blocks.1.0.time_stack.in_layers.0.weight"] = {DType::f16, {32}};

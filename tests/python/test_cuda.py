@@ -278,6 +278,25 @@ def test_products_in_fp8_are_a_few_hundredths_off_and_keep_weights_as_they_are(d
         fp8.synchronize()
 
 
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="no fp8 here")
+def test_linears_of_one_x_round_it_once_and_give_what_each_gives_alone():
+    def of(names, weights):
+        graph = comfytp.Graph()
+        x = graph.input("x", [2, 200, 512], "bf16")
+        for name in names:
+            y = graph.add("linear", [x, graph.weight(name, list(weights[name].shape), "bf16")])
+            graph.output(name, y if name != "k" else graph.add("add", [y, graph.weight("bias", [256], "bf16")]))
+        return comfytp.Engine(graph, weights, "cuda:0", compute="fp8")
+
+    torch.manual_seed(0)
+    sizes = {"q": 512, "k": 256, "v": 256, "odd": 24}
+    weights = {name: (torch.randn(size, 512) / 512**0.5).to(torch.float8_e4m3fn) for name, size in sizes.items()} | {"bias": torch.randn(256)}
+    call = {"x": torch.randn(2, 200, 512, device="cuda", dtype=torch.bfloat16)}
+    together = of(sizes, weights)(**call)
+    for name in sizes:
+        assert torch.equal(together[name], of([name], weights)(**call)[name]), name
+
+
 def test_few_rows_and_odd_sizes_are_decoded():
     graph = comfytp.Graph()
     graph.output("few", graph.add("linear", [graph.input("x", [2, 64], "f16"), graph.weight("a", [32, 64], "f16")]))

@@ -87,6 +87,7 @@ CASES = {
                 {"activation": "gelu", "biases": "value,gate"}),
     "gated_linear": Case("gated_linear", [r(2, 5, 24), r(16, 24), r(16, 24), r(16), r(16)], lambda x, v, g, bv, bg: F.linear(x, v, bv) * F.gelu(F.linear(x, g, bg)),
                          {"activation": "gelu", "biases": "value,gate"}),
+    "linears": Case("linears", [r(2, 9, 24), r(40, 24), r(40)], F.linear, {"biased": [1]}, weights=1),
     "concat": Case("concat", [r(2, 3, 5), r(2, 4, 5), r(2, 1, 5)], lambda *x: torch.cat(x, 1), {"dim": 1}),
     "conv1d": Case("conv1d", [r(2, 8, 11), r(6, 4, 3)], lambda x, k: F.conv1d(x, k, stride=2, padding=1, groups=2), conv([2], [1], groups=2), weights=1),
     "conv2d with groups": Case("conv2d", [r(2, 8, 9, 7), r(8, 1, 3, 3)], lambda x, k: F.conv2d(x, k, padding=1, groups=8),

@@ -1,12 +1,14 @@
 """The engine computes what diffusers computes: an implementation that nobody here wrote."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
 import torch
 import unets
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from safetensors.torch import save_file
 from unets import make_call, reference, relative_error
 
 import comfytp
@@ -172,3 +174,41 @@ def test_bf16_errs_no_more_than_torch(unet_of, family, options):
         ours.append(relative_error(denoiser(**call.inputs()), expected) ** 2)
         torchs.append(relative_error(reference(rounded, call), expected) ** 2)
     assert sum(ours) ** 0.5 <= 1.1 * sum(torchs) ** 0.5
+
+
+def scaled_fp8(unet, dtype, form):
+    """The tensors of a scaled fp8 checkpoint as ComfyUI writes them, and the UNet that they decode to."""
+    decoded = unets.make_unet("sd1")
+    tensors, whole = {}, {}
+    names = unets.ldm_names(unet)
+    for name, t in unet.state_dict().items():
+        key, owner = names[name], names[name].rpartition(".")[0]
+        if t.dim() != 2:  # convolutions and vectors are stored as they are
+            tensors[key] = whole[name] = t.half().float()
+            continue
+        scale = t.abs().max() / torch.finfo(dtype).max
+        tensors[key] = (t / scale).to(dtype)
+        whole[name] = tensors[key].float() * scale
+        if form == "scaled_fp8":
+            tensors |= {"scaled_fp8": torch.zeros(2, dtype=dtype), owner + ".scale_weight": scale.reshape(1), owner + ".scale_input": torch.ones(1)}
+        else:
+            quant = json.dumps({"format": "float8_e4m3fn" if dtype is torch.float8_e4m3fn else "float8_e5m2"})
+            tensors |= {owner + ".weight_scale": scale, owner + ".comfy_quant": torch.tensor(list(quant.encode()), dtype=torch.uint8)}
+    decoded.load_state_dict(whole)
+    return tensors, decoded
+
+
+@pytest.mark.parametrize("options", [{}, {"devices": "cpu:0,cpu:1", "mesh": "tensor=2"}, {"devices": "cpu:0,cpu:1", "placement": "gathered", "mesh": "batch=2"}])
+@pytest.mark.parametrize("form", ["scaled_fp8", "comfy_quant"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_scaled_fp8_gives_what_it_decodes_to_and_stays_fp8(unet_of, dtype, form, options, tmp_path):
+    tensors, decoded = scaled_fp8(unet_of("sd1"), dtype, form)
+    call = make_call(decoded)
+    expected = reference(decoded, call)
+    for prefix in ("model.diffusion_model.", ""):
+        path = tmp_path / "model.safetensors"
+        save_file({prefix + key: t.contiguous() for key, t in tensors.items()}, path)
+        denoiser = denoiser_of(path, "sd1", **options)
+        assert relative_error(denoiser(**call.inputs()), expected) <= ONE_DEVICE
+        held, stored = denoiser.stats()["allocated_weight_bytes"], sum(t.nbytes for key, t in tensors.items() if key.endswith((".weight", ".bias")))
+        assert sum(held) <= 1.5 * stored if options else stored <= held[0] <= 1.01 * stored

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "../models/shapes_only.h"
 #include "harness.h"
 #include "random_graph.h"
 
@@ -122,6 +123,34 @@ TEST(Engine, ShapesShareTheWeightsAndTheLargestArena) {
     EXPECT_GT(second.allocated_activation_bytes[d], f.engine->report(*b)[d].activation_bytes) << "the small shape's prompts are kept as well";
     EXPECT_LT(second.allocated_activation_bytes[d], f.engine->report(*a)[d].activation_bytes + f.engine->report(*b)[d].activation_bytes);
   }
+}
+
+// What is stored in fp8 is told by the source; nothing is loaded here.
+TEST(Engine, SaysWhyNothingIsMultipliedInFp8) {
+  const auto compiled = [](DType compute, DType stored, bool able) {
+    Graph g;
+    graph::Builder b(g, compute);
+    g.add_output("y", b.linear(b.input("x", {64, 32}, compute), b.weight("w", {48, 32})));
+    Watch watch;
+    watch.multiplies_in_fp8 = able;
+    auto options = options_for("tensor=2");
+    options.fp8_products = true;
+    options.open = [&](const backend::DeviceSpec& spec, int, int) { return std::make_unique<ReferenceDevice>(spec, watch); };
+    runtime::Engine engine(options, shapes_only({{"w", {stored, {48, 32}}}}));
+    const auto program = engine.compile(g);
+    std::pair<std::size_t, std::string> result;
+    for (const auto* linear : engine.partition(*program).devices[0].all("linear")) result.first += linear->attrs.text_or("product", "") == "fp8";
+    for (const auto& note : engine.notes(*program)) result.second += note.starts_with("fp8") ? note : "";
+    return result;
+  };
+  using Result = std::pair<std::size_t, std::string>;
+  EXPECT_EQ(compiled(DType::bf16, DType::f8_e4m3, true), Result(1, ""));
+  EXPECT_EQ(compiled(DType::f16, DType::f8_e5m2, true), Result(1, ""));
+  EXPECT_EQ(compiled(DType::f32, DType::f8_e4m3, false),
+            Result(0, "fp8: nothing is multiplied in it, for cpu:0, cpu:1 cannot (GPUs can from sm_89 on)"));
+  EXPECT_EQ(compiled(DType::bf16, DType::bf16, true), Result(0, "fp8: nothing is multiplied in it, for no linear's weight is stored in it"));
+  EXPECT_EQ(compiled(DType::f32, DType::f8_e4m3, true),
+            Result(0, "fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16"));
 }
 
 TEST(Engine, EqualGraphsShareOneProgram) {

@@ -18,6 +18,7 @@ namespace comfytp::test {
 /// Shared by the devices of one engine and the test.
 struct Watch {
   bool like_a_gpu = false;  ///< passes between heavy ops, a side queue that fetches are hoisted for
+  bool multiplies_in_fp8 = false;  ///< and so computes in f16 and bf16 too
   bool queues = false;      ///< calls can be queued; they run at once, but end at synchronize() alone
   bool breaks = false;      ///< queued calls that end from now on have failed
   std::vector<std::string> queue_log;  ///< "follow 0x1", "lead 0x1", "digest"
@@ -123,12 +124,13 @@ class ReferenceDevice final : public backend::HostDevice {
     }
     return std::make_unique<ReferenceKernel>(*this, node, in, out);
   }
+  bool multiplies_in_fp8() const override { return watch_.multiplies_in_fp8; }
   graph::Fusion fusion() const override { return watch_.like_a_gpu ? graph::Fusion::passes : graph::Fusion::epilogues; }
   void* side_queue() const override { return watch_.like_a_gpu ? &watch_ : nullptr; }
   backend::CallQueue* call_queue() override { return watch_.queues ? &queue_ : nullptr; }
   void synchronize() override { queue_.run(); }
   bool decodes(const graph::Node& node, std::size_t i) const override { return graph::is(node, "cast") || i == 1; }
-  void expect_compute(DType dtype) const override { require(dtype == DType::f32, "[devices] {} computes in f32 only", spec_.name()); }
+  void expect_compute(DType dtype) const override { require(dtype == DType::f32 || watch_.multiplies_in_fp8, "[devices] {} computes in f32 only", spec_.name()); }
 
   // Filled with NaNs, so that what is read before it is written shows.
   void* allocate(std::int64_t bytes) override {

@@ -17,6 +17,7 @@ class WrappedDevice : public backend::Device {
   void join(std::size_t ticket) override { device_->join(ticket); }
   backend::CallQueue* call_queue() override { return device_->call_queue(); }
   graph::Fusion fusion() const override { return device_->fusion(); }
+  bool multiplies_in_fp8() const override { return device_->multiplies_in_fp8(); }
   void attach() override { device_->attach(); }
   std::unique_ptr<backend::Kernel> compile(const graph::Node& node, std::span<const backend::Operand> in,
                                            std::span<const backend::Operand> out) override {

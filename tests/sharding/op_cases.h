@@ -81,6 +81,7 @@ inline std::vector<OpCase> op_cases() {
                    {f({2, 5, 6}), f({2, 5, 6}), f({6}), f({2, 1, 6})}});
   cases.push_back({"glu", {{"activation", text("gelu")}, {"biases", text("value")}}, {f({2, 5, 6}), f({2, 5, 6}), f({6})}});
   cases.push_back({"gated_linear", {{"activation", text("silu")}, {"biases", text("gate")}}, {f({2, 5, 6}), f({4, 6}), f({4, 6}), f({4})}});
+  cases.push_back({"linears", {{"biased", Ints{1}}}, {f({2, 5, 6}), f({4, 6}), f({4})}});
   cases.push_back({"group_moments", {{"groups", 3}}, {f({2, 6, 4, 3})}});
   cases.push_back({"row_moments", {}, {f({2, 5, 6})}});
   cases.push_back({"upsample_nearest",

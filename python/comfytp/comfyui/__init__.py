@@ -16,13 +16,13 @@ def check_devices(gpu_ids: str) -> list[str]:
     return names
 
 
-def split_model(model: Any, gpu_ids: str, *, memory_mode: str = "balanced", verbose: bool = False) -> Any:
+def split_model(model: Any, gpu_ids: str, *, memory_mode: str = "balanced", compute: str = "default", verbose: bool = False) -> Any:
     """A patcher over the same model whose calls run on all devices; `model` stays as it is."""
     from . import patcher, split, wrappers
 
     names = check_devices(gpu_ids)
-    modes.check(memory_mode)
-    shared = split.split_of(model.model, names, memory_mode)
+    modes.check(memory_mode, compute)
+    shared = split.split_of(model.model, names, memory_mode, compute)
     patched = patcher.SplitPatcher.of(model, shared)
     patched.verbose = verbose
     patched.set_additional_models("comfytp", shared.satellites)

@@ -17,6 +17,7 @@ from .site import Live
 
 _TIMEOUT = 600.0
 _PROGRESS_AFTER = 2.0
+_NOTHING_IN_FP8 = "fp8: nothing is multiplied in it, for no linear's weight is stored in it"  # the engine's note, of a part alone no news
 
 
 class Reader:
@@ -35,10 +36,11 @@ class Reader:
 class Engine:
     """A _core.Programs that looks at the cancel button while it runs. Raises InterruptProcessingException for that."""
 
-    def __init__(self, reader: Reader, devices: list[str], layout: Layout) -> None:
+    def __init__(self, reader: Reader, devices: list[str], layout: Layout, compute: str) -> None:
         self.layout = layout
         self.live = Live()  # of the call that runs
-        self.programs = _core.Programs(reader, ",".join(devices), layout.meshes[0], layout.placement, _TIMEOUT)
+        products = "fp8" if compute == "fp8" else ""
+        self.programs = _core.Programs(reader, ",".join(devices), layout.meshes[0], layout.placement, _TIMEOUT, compute=products)
 
     def add_weights(self, mapping: Any) -> None:
         self.programs.add_weights(mapping)
@@ -98,7 +100,10 @@ class Engine:
                     known = kinds.get(kind, {"count": 0, "bytes": 0})
                     kinds[kind] = {key: known[key] + entry[key] for key in known}
                 device["collectives"] = kinds
-        whole["notes"] = [*dict.fromkeys(note for report in reports for note in report["notes"]), f"{len(compiled.sites)} callouts to other nodes' code"]
+        notes = dict.fromkeys(note for report in reports for note in report["notes"])
+        if not all(_NOTHING_IN_FP8 in report["notes"] for report in reports):
+            notes.pop(_NOTHING_IN_FP8, None)
+        whole["notes"] = [*notes, f"{len(compiled.sites)} callouts to other nodes' code"]
         return whole
 
     def update(self, keys: set[str]) -> None:

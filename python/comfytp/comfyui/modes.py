@@ -1,9 +1,10 @@
-"""memory_mode: how the devices share the work and where the weights lie."""
+"""memory_mode: how the devices share the work and where the weights lie. compute: what they multiply in."""
 
 from dataclasses import dataclass
 from typing import Any
 
 MODES = ("balanced", "fast", "aggressive")
+COMPUTES = ("default", "fp8")
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class Layout:
         return max(device[what] for device in report["devices"])
 
 
-def check(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"memory_mode: expected one of {', '.join(MODES)} but got '{mode}'")
+def check(mode: str, compute: str) -> None:
+    for name, value, known in (("memory_mode", mode, MODES), ("compute", compute, COMPUTES)):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)} but got '{value}'")
 
 
 def layout(mode: str, count: int, weight_bytes: int, room: int | None) -> Layout:

@@ -184,6 +184,12 @@ def is_quantised(weight: Any) -> bool:
     return hasattr(weight, "_qdata") and hasattr(weight, "_params")
 
 
+def is_scaled(layer: torch.nn.Module) -> bool:
+    """A linear of scaled fp8 as ComfyUI had them before weights were quantised tensors."""
+    scale, weight = getattr(layer, "scale_weight", None), getattr(layer, "weight", None)
+    return isinstance(layer, torch.nn.Linear) and isinstance(scale, torch.Tensor) and scale.numel() == 1 and weight.dtype in _FP8
+
+
 def as_fp8(weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The fp8 numbers of a quantised weight and their one scale."""
     if not is_quantised(weight) or weight._qdata.dtype not in _FP8 or weight._qdata.shape != weight.shape:

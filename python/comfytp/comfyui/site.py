@@ -7,12 +7,13 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.ops
 import torch
 from torch.overrides import TorchFunctionMode
 
 from ..importer import Unsupported
 from . import attention, callouts
-from .patched_weights import PREFIX, as_fp8, is_quantised
+from .patched_weights import PREFIX, as_fp8, is_quantised, is_scaled
 
 _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device)
 
@@ -118,7 +119,8 @@ class Options(dict):
 
 class Site(torch.nn.Module):
     """model's method `name`, with keys as ComfyUI's patches name them. resized: shapes that patches give to weights. Weights of
-    fp8 are captured as fp8 with their scale, other quantised ones as what they decode to. The copy that is captured is as it was
+    fp8 are captured as fp8 with their scale, other quantised ones as what they decode to; layers that multiply in fp8 (UNETLoader's
+    fp8_e4m3fn_fast) as those that decode, so that the node alone chooses. The copy that is captured is as it was
     before ComfyUI loaded it."""
 
     passing_attributes = _LOADING
@@ -158,6 +160,12 @@ class Site(torch.nn.Module):
             for name in _LOADING.intersection(vars(part)) - {"comfy_cast_weights"}:  # what is cast already is not changed by it
                 delattr(part, name)
         site.wanted, site.live = self.wanted, self.live
+        for name, part in [*site.diffusion_model.named_modules()]:
+            if isinstance(part, comfy.ops.fp8_ops.Linear):  # which would round its input: that is the engine's to do
+                part.__class__ = comfy.ops.manual_cast.Linear
+            elif is_scaled(part):
+                owner, _, own = name.rpartition(".")
+                setattr(site.diffusion_model.get_submodule(owner), own, _ScaledLinear(part.weight, "scale_weight", part.scale_weight, part.bias))
         for name, part in quantised.items():
             _open(site.diffusion_model, name, part)
         for key, shape in self._resized.items():
@@ -241,16 +249,20 @@ class _KitchenOpened(TorchFunctionMode):
 
 
 class _ScaledLinear(torch.nn.Module):
-    """A linear over fp8 numbers with one scale, which multiplies the sums."""
+    """A linear over fp8 numbers with one scale, the parameter of that name. It multiplies the sums, or in f16, whose range they could
+    leave before, what goes in."""
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: Any) -> None:
+    def __init__(self, weight: torch.Tensor, name: str, scale: torch.Tensor, bias: Any) -> None:
         super().__init__()
         self.weight = _parameter(weight)
-        self.weight_scale = _parameter(scale)
+        self.register_parameter(name, _parameter(scale))
         self.bias = bias
+        self._scale = name
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
+        weight, scale = self.weight.to(x.dtype), getattr(self, self._scale).to(x.dtype)
+        first = x.dtype == torch.float16
+        y = torch.nn.functional.linear(x * scale, weight) if first else torch.nn.functional.linear(x, weight) * scale
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
@@ -262,7 +274,7 @@ def _open(model: torch.nn.Module, name: str, part: torch.nn.Module) -> None:
     if fp8 and part.weight.dim() == 2:
         weight = made.weight.new_empty(made.weight.shape, dtype=fp8[0].dtype)
         scale = made.weight.new_empty((1,), dtype=torch.float32)
-        setattr(model.get_submodule(owner), own, _ScaledLinear(weight, scale, made.bias))
+        setattr(model.get_submodule(owner), own, _ScaledLinear(weight, "weight_scale", scale, made.bias))
         return
     made._full_precision_mm = True  # inputs are not quantised
     made.layout_type = None

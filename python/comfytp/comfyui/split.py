@@ -31,18 +31,18 @@ _MOST_VARIANTS = 4  # captures that differ in what patches give
 _splits: "weakref.WeakKeyDictionary[Any, dict[Any, SplitModel]]" = weakref.WeakKeyDictionary()
 
 
-def split_of(model: Any, devices: list[str], mode: str) -> "SplitModel":
-    """The one for this model, these devices and this mode."""
+def split_of(model: Any, devices: list[str], mode: str, compute: str) -> "SplitModel":
+    """The one for this model, these devices and these choices."""
     of_model = _splits.setdefault(model, {})
-    key = (tuple(devices), mode)
+    key = (tuple(devices), mode, compute)
     if key not in of_model:
-        of_model[key] = SplitModel(model, devices, mode)
+        of_model[key] = SplitModel(model, devices, mode, compute)
     return of_model[key]
 
 
 class SplitModel:
-    def __init__(self, model: Any, devices: list[str], mode: str) -> None:
-        self.devices, self.mode = devices, mode
+    def __init__(self, model: Any, devices: list[str], mode: str, compute: str) -> None:
+        self.devices, self.mode, self.compute = devices, mode, compute
         self._model = weakref.ref(model)
         self._lock = threading.RLock()
         self._reader = Reader()
@@ -57,6 +57,7 @@ class SplitModel:
         self._variants: dict[str, list[int]] = {}  # by patches: which of their captures to try, the last that did first
         self._warned: set[str] = set()
         self._seen: set[int] = set()  # programs whose plan was told
+        self._asked_for_fp8: set[int] = set()  # programs of which it was told where they cannot multiply in it
         self._tracked = False
         places = dict.fromkeys(torch_device(name) for name in devices)
         self.satellites = [Satellite(weakref.proxy(self), place, str(place).replace(":", "_")) for place in places]
@@ -191,7 +192,7 @@ class SplitModel:
         self._engine = None
         sizes = [dtype.itemsize * torch.Size(shape).numel() for dtype, shape in self._reader.weights.tensors().values()]
         self._layout = modes.layout(self.mode, len(self.devices), sum(sizes), _room(self.devices))
-        self._engine = Engine(self._reader, self.devices, self._layout)
+        self._engine = Engine(self._reader, self.devices, self._layout, self.compute)
         self._resized, self._signatures, self._counted = resized, {}, 0
         self._weight_bytes = sum(sizes)
 
@@ -255,6 +256,12 @@ class SplitModel:
                 "%s (%s): loaded %s of weights in %.1f s; %s",
                 self._name(), self._layout.meaning, report.size(uploaded), after["load_seconds"] - before["load_seconds"], each,
             )  # fmt: skip
+        if self.compute == "fp8" and id(compiled) not in self._asked_for_fp8:
+            self._asked_for_fp8.add(id(compiled))
+            notes = [note for note in self._engine.report(compiled)["notes"] if note.startswith("fp8: ")]
+            for note in [note for note in notes if note not in self._warned]:
+                self._warned.add(note)
+                _log.warning("%s, %s", self._name(), note)
         if not patcher.verbose:
             return
         if id(compiled) not in self._seen:

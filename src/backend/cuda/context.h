@@ -23,6 +23,8 @@ struct Context {
   std::map<std::string, std::weak_ptr<void>> plans;  ///< of cuDNN, by what they do
 
   int multiprocessors() const { return properties.multiProcessorCount; }
+  /// From sm_89 on.
+  bool multiplies_in_fp8() const { return properties.major > 8 || (properties.major == 8 && properties.minor >= 9); }
 };
 
 }  // namespace comfytp::backend::cuda

@@ -63,7 +63,8 @@ std::unique_ptr<Kernel> CudaDevice::compile(const graph::Node& node, std::span<c
 
 bool CudaDevice::decodes(const graph::Node& node, std::size_t i) const {
   const auto* entry = find_kernel(node);
-  return entry && std::find(entry->decodes.begin(), entry->decodes.end(), i) != entry->decodes.end();
+  if (!entry) return false;
+  return std::find(entry->decodes.begin(), entry->decodes.end(), i) != entry->decodes.end() || (entry->also_decodes && entry->also_decodes(node, i));
 }
 
 void CudaDevice::expect_compute(DType dtype) const {

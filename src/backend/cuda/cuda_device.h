@@ -25,6 +25,7 @@ class CudaDevice final : public Device {
   void join(std::size_t ticket) override;
   graph::Fusion fusion() const override { return graph::Fusion::passes; }
   bool formats_agree() const override { return true; }
+  bool multiplies_in_fp8() const override { return context_.multiplies_in_fp8(); }
   void attach() override;
   std::unique_ptr<Kernel> compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) override;
   bool decodes(const graph::Node& node, std::size_t i) const override;

@@ -32,12 +32,13 @@ struct KernelEntry {
   std::unique_ptr<Kernel> (*make)(const Site& site) = nullptr;
   /// Inputs that the kernel reads in whatever dtype and format a weight lies in memory; the lowering casts all others.
   std::vector<std::size_t> decodes;
+  bool (*also_decodes)(const graph::Node& node, std::size_t i) = nullptr;  ///< where that hangs on the node
 };
 
 bool register_kernel(std::string_view op, KernelEntry entry);
 /// Null where there is none.
 const KernelEntry* find_kernel(std::string_view op);
-/// Of a node: a linear that asks for products in fp8 has one of its own, "linear in fp8".
+/// Of a node: linears that ask for products in fp8 have kernels of their own, "linear in fp8" and "linears in fp8".
 const KernelEntry* find_kernel(const graph::Node& node);
 
 /// A kernel that is one function of its operands.

@@ -206,7 +206,8 @@ Graph fuse_into_passes(const Graph& graph) {
     result = PassWriter(plain, find_chains(plain)).run();
   }
   result = share_equal_nodes(result).value_or(result);
-  return gate_linears(result).value_or(result);
+  result = gate_linears(result).value_or(result);
+  return join_linears(result).value_or(result);
 }
 
 }  // namespace comfytp::graph

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
+#include <vector>
 
 #include "graph/rewrites/passes.h"
 
@@ -9,8 +11,11 @@ namespace {
 
 struct Merged {
   const Node* projection = nullptr;
-  ValueId bias = -1;  ///< added before the slices; -1 if there is none
+  std::vector<std::pair<const Node*, ValueId>> steps;  ///< before the slices: a scale, a bias, and their operands
 };
+
+// What a step between a projection and its slices may take: a value, or one a channel.
+bool is_scalar(const Shape& operand, const Shape& out) { return numel(operand) == 1 && operand.size() <= out.size(); }
 
 }  // namespace
 
@@ -24,16 +29,16 @@ std::optional<Graph> split_merged_projections(const Graph& graph) {
         !is(graph.producer(node.inputs[1]), "weight"))
       continue;
     const std::size_t channel = channel_dim(graph, node);
-    Merged merged{&node, -1};
+    Merged merged{&node, {}};
     const Node* last = &node;
     const auto users = [&] { return read_by[static_cast<std::size_t>(last->outputs[0])]; };
-    if (users().size() == 1 && users()[0] >= 0 && is(nodes[users()[0]], "add")) {
-      const Node& add = nodes[users()[0]];
-      const ValueId other = add.inputs[add.inputs[0] == node.outputs[0] ? 1 : 0];
-      if (is_per_channel(graph.type(other).shape, graph.type(node.outputs[0]).shape, channel)) {
-        merged.bias = other;
-        last = &add;
-      }
+    while (users().size() == 1 && users()[0] >= 0 && (is(nodes[users()[0]], "add") || is(nodes[users()[0]], "mul"))) {
+      const Node& step = nodes[users()[0]];
+      const ValueId other = step.inputs[step.inputs[0] == last->outputs[0] ? 1 : 0];
+      const Shape &operand = graph.type(other).shape, &whole = graph.type(node.outputs[0]).shape;
+      if (!is_scalar(operand, whole) && !is_per_channel(operand, whole, channel)) break;
+      merged.steps.emplace_back(&step, other);
+      last = &step;
     }
     const auto all = users();
     const auto is_part = [&](int user) {
@@ -42,7 +47,8 @@ std::optional<Graph> split_merged_projections(const Graph& graph) {
     };
     if (all.empty() || !std::all_of(all.begin(), all.end(), is_part)) continue;
     for (int user : all) slices[&nodes[user]] = merged;
-    gone.insert({&node, last});
+    gone.insert(&node);
+    for (const auto& [step, operand] : merged.steps) gone.insert(step);
   }
   if (slices.empty()) return {};
 
@@ -55,15 +61,18 @@ std::optional<Graph> split_merged_projections(const Graph& graph) {
       rewriter.keep(node);
       continue;
     }
-    const auto& [projection, bias] = it->second;
-    const std::size_t channel = channel_dim(graph, *projection), rank = graph.type(projection->outputs[0]).shape.size();
+    const auto& [projection, steps] = it->second;
+    const Shape& whole = graph.type(projection->outputs[0]).shape;
+    const std::size_t channel = channel_dim(graph, *projection);
     const auto start = node.attrs.integer("start"), stop = node.attrs.integer("stop");
     auto inputs = rewriter.mapped(projection->inputs);
     inputs[1] = part_of(g, inputs[1], 0, start, stop);
     ValueId y = g.add_node(*projection->op, inputs, projection->attrs, projection->name)[0];
-    if (bias >= 0) {
-      const std::size_t skip = rank - graph.type(bias).shape.size();
-      y = g.add("add", {y, part_of(g, rewriter.mapped({bias})[0], channel - skip, start, stop)});
+    for (const auto& [step, operand] : steps) {
+      const Shape& shape = graph.type(operand).shape;
+      ValueId part = rewriter.mapped({operand})[0];
+      if (!is_scalar(shape, whole)) part = part_of(g, part, channel - (whole.size() - shape.size()), start, stop);
+      y = g.add_node(*step->op, {y, part}, step->attrs, step->name)[0];
     }
     rewriter.map[static_cast<std::size_t>(node.outputs[0])] = y;
   }
