@@ -1,9 +1,15 @@
 #include "runtime/weight_store.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "base/error.h"
+#include "runtime/memory_plan.h"
 
 namespace comfytp::runtime {
 namespace {
+
+constexpr std::int64_t kSlab = std::int64_t{256} << 20;  // bytes; a larger weight has one of its own
 
 // The box [offset, offset + shape) of `full` as a box of `actual`, which differs from `full` in dimensions of size 1 only.
 Box source_box(const graph::Attrs& node, const Shape& actual, const std::string& source) {
@@ -50,18 +56,45 @@ backend::WeightBuffer* WeightStore::find(const graph::Attrs& node, bool packable
 void WeightStore::load(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers,
                        const std::function<void(std::int64_t)>& loaded, std::vector<backend::WeightBuffer*>& fresh) {
   const auto writer = device.weight_writer();
-  for (auto* buffer : buffers) {
-    if (buffer->data || buffer->bytes() == 0) continue;
-    buffer->data = device.allocate(buffer->bytes());
-    bytes_ += buffer->bytes();
-    ++generation_;
-    fresh.push_back(buffer);
-    read(*writer, *buffer);
-    loaded(buffer->bytes());
+  std::vector<Entry*> wanted, homeless;
+  for (auto* buffer : buffers)
+    if (!buffer->data && buffer->bytes() > 0) wanted.push_back(entry_of_.at(buffer));
+  std::copy_if(wanted.begin(), wanted.end(), std::back_inserter(homeless), [](const Entry* entry) { return !entry->slab || !entry->slab->data; });
+  try {
+    allocate(device, homeless);
+    for (auto* entry : wanted) {
+      entry->buffer.data = static_cast<char*>(entry->slab->data) + entry->offset;
+      ++entry->slab->loaded;
+      bytes_ += entry->buffer.bytes();
+      ++generation_;
+      fresh.push_back(&entry->buffer);
+      read(*writer, entry->buffer);
+      loaded(entry->buffer.bytes());
+    }
+    writer->finish();
+  } catch (...) {
+    for (auto* entry : homeless)
+      if (entry->slab && entry->slab->loaded == 0) give_back(device, *entry->slab);
+    throw;
   }
-  writer->finish();
   for (auto& [key, entry] : entries_)
     if (!entry.buffer.format) entry.buffer.packable = false;
+}
+
+// A place for each, in slabs as large as what lies in them.
+void WeightStore::allocate(backend::Device& device, const std::vector<Entry*>& entries) {
+  for (auto next = entries.begin(); next != entries.end();) {
+    const auto slab = std::make_shared<Slab>();
+    const auto first = next;
+    for (; next != entries.end(); ++next) {
+      const auto bytes = aligned(slab->bytes) + (*next)->buffer.bytes();
+      if (next != first && bytes > kSlab) break;
+      (*next)->offset = bytes - (*next)->buffer.bytes();
+      slab->bytes = bytes;
+    }
+    slab->data = device.allocate(slab->bytes);
+    std::for_each(first, next, [&](Entry* entry) { entry->slab = slab; });
+  }
 }
 
 void WeightStore::read(backend::WeightWriter& writer, backend::WeightBuffer& buffer) const {
@@ -89,11 +122,18 @@ void WeightStore::reload(backend::Device& device, const std::vector<backend::Wei
 void WeightStore::release(backend::Device& device, const std::vector<backend::WeightBuffer*>& buffers) {
   for (auto* buffer : buffers) {
     if (!buffer->data) continue;
-    device.release(buffer->data, buffer->bytes());
-    bytes_ -= buffer->bytes();
     buffer->data = nullptr;
+    bytes_ -= buffer->bytes();
     ++generation_;
+    auto& slab = *entry_of_.at(buffer)->slab;
+    if (--slab.loaded == 0) give_back(device, slab);
   }
+}
+
+void WeightStore::give_back(backend::Device& device, Slab& slab) {
+  if (!slab.data) return;
+  device.release(slab.data, slab.bytes);
+  slab.data = nullptr;
 }
 
 void WeightStore::unload(backend::Device& device) {

@@ -87,11 +87,13 @@ TEST_P(EverySplit, TheReportIsWhatGetsAllocated) {
   for (std::size_t d = 0; d < reports.size(); ++d) {
     EXPECT_EQ(stats.allocated_weight_bytes[d], reports[d].weight_bytes);
     EXPECT_EQ(stats.allocated_activation_bytes[d], reports[d].activation_bytes);
-    EXPECT_EQ(f.watch.live_bytes[d], reports[d].weight_bytes + reports[d].activation_bytes);
+    EXPECT_GE(f.watch.live_bytes[d], reports[d].weight_bytes + reports[d].activation_bytes);
+    EXPECT_LE(f.watch.live_bytes[d], reports[d].weight_bytes + reports[d].activation_bytes + 256 * static_cast<std::int64_t>(g.nodes().size()));
     weights += reports[d].weight_bytes;
   }
   EXPECT_EQ(stats.uploaded_bytes, weights);
   EXPECT_GE(weights, f.weights->bytes());
+  EXPECT_LE(f.watch.allocations, 3 * static_cast<std::int64_t>(reports.size())) << "a device's weights lie in one piece, beside activations and a prompt's values";
 }
 
 TEST_P(EverySplit, NothingIsAllocatedAfterTheFirstCallOfAShape) {
