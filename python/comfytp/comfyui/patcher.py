@@ -22,6 +22,7 @@ class SplitPatcher(_Plain):
     verbose: bool = False
     weights_wanted: bool = False  # something beside the engine reads the patched weights in the run that begins
     _twin: Any = None
+    _free: dict[torch.device, int] | None = None  # while it is sampled with
 
     @classmethod
     def of(cls, incoming: Any, split: Any) -> "SplitPatcher":
@@ -43,7 +44,7 @@ class SplitPatcher(_Plain):
     def clone(self, *args: Any, **kwargs: Any) -> "SplitPatcher":
         patcher = super().clone(*args, **kwargs)
         for name, value in vars(self).items():  # those of the incoming patcher's class too
-            if name != "_twin":
+            if name not in ("_twin", "_free"):
                 vars(patcher).setdefault(name, value)
         return patcher
 
@@ -125,11 +126,21 @@ class SplitPatcher(_Plain):
         wanted = self.weights_wanted or hasattr(self.model.diffusion_model, "preprocess_text_embeds")
         if wanted and (self.patches or self.load_device.type != "cpu"):
             self.load_plain()
+        self._free = {}
         super().pre_run()
+
+    def get_free_memory(self, device: torch.device) -> int:
+        """Asked in every step, for how many conditions one call may have. The answer takes the host a millisecond, and may wait for what the
+        GPU does: so one serves all steps."""
+        free = {} if self._free is None else self._free
+        if device not in free:
+            free[device] = super().get_free_memory(device)
+        return free[device]
 
     def cleanup(self) -> None:
         if self._twin is not None:
             self._twin.clean_hooks()
+        self._free = None
         super().cleanup()
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
