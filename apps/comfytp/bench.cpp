@@ -141,7 +141,9 @@ int bench(const Options& options) {
   const auto call = options.call.call(unet);
   auto& engine = denoiser->engine();
   const Interruptible guard(engine);
-  engine.load(*denoiser->compile(call));
+  const auto compiled = denoiser->compile(call);
+  print_notes(engine, *compiled);
+  engine.load(*compiled);
 
   SeededCall rows(unet, call, 1);
   Progress running("running");

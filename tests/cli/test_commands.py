@@ -223,8 +223,12 @@ def test_plan_names_sizes_as_a_table(comfytp, checkpoint):
 def test_more_devices_than_heads_work_and_are_noted(comfytp, checkpoints):
     path = checkpoints("sdxl")  # heads: 1 and 2
     devices = ("--devices", "cpu:0,cpu:1,cpu:2")
-    assert comfytp("plan", path, *devices, *SMALL, "--json").json["report"]["notes"]
-    assert comfytp("verify", path, *devices, *SMALL, "--json").json["passed"]
+    notes = comfytp("plan", path, *devices, *SMALL, "--json").json["report"]["notes"]
+    assert notes
+    verified = comfytp("verify", path, *devices, *SMALL, "--json")
+    assert verified.json["passed"]
+    told = [f"note: {note}" for note in notes]
+    assert verified.err.splitlines() == comfytp("bench", path, *devices, *SMALL, "--runs", 1).err.splitlines() == told
 
 
 def test_dump_shows_shardings_and_reasons(comfytp, checkpoint):
@@ -241,6 +245,8 @@ def test_verify_says_how_far_the_split_is_off(comfytp, checkpoint):
     assert report["max_abs_error"] > 0 and report["psnr_db"] > 90
     assert len(report["weight_bytes_per_device"]) == 2
     assert max(report["weight_bytes_per_device"]) <= 0.55 * report["weight_bytes_total"]
+    for steps, what in ((1, "of the first call alone"), (2, "median of 2")):
+        assert what in comfytp("verify", checkpoint, *TWO, *SMALL, "--steps", steps).out
 
 
 def test_verify_judges_bf16_by_its_distance_to_f32(comfytp, checkpoint):

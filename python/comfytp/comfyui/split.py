@@ -1,17 +1,19 @@
 """A diffusion model on several devices: its captures, its engine, and what ComfyUI's memory management sees of it."""
 
+import contextlib
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.model_management
 import torch
 
-from ..importer import Unsupported
+from .. import _core
 from .._arrays import warn_unless_finite
+from ..importer import Unsupported
 from ..importer.calls import Calls, gpus_of
 from ..importer.key import module_hash
 from ..importer.snapshot import Structure
@@ -74,7 +76,8 @@ class SplitModel:
                 reason = "the model is run by other means than a sampler"
             else:
                 try:
-                    return self._on_engine(patcher, module, original, args, kwargs)
+                    with _as_comfyui_says():
+                        return self._on_engine(patcher, module, original, args, kwargs)
                 except (Unsupported, Unreadable) as error:
                     reason = str(error)
             self.run_plain(reason)
@@ -84,7 +87,8 @@ class SplitModel:
         """Waits for the calls so far and raises what they met, before anybody looks at a result that is NaN."""
         with self._lock:
             if self._engine is not None:
-                warn_unless_finite(self._engine.synchronize())
+                with _as_comfyui_says():
+                    warn_unless_finite(self._engine.synchronize())
 
     def run_plain(self, reason: str) -> None:
         """Makes ready for a call that PyTorch runs, and says why, once for each reason."""
@@ -283,6 +287,15 @@ class SplitModel:
             _log.info("%s, mode %s: %s\n%s", self._name(), self.mode, self._layout.meaning, report.table(self._engine.report(compiled)))
         waited = ", ".join(f"{s:.3f}" for s in after["collective_seconds"])
         _log.info("%s: call took %.3f s, in collectives %s s", self._name(), seconds, waited)
+
+
+@contextlib.contextmanager
+def _as_comfyui_says() -> Iterator[None]:
+    """Of too little memory ComfyUI frees all models and tells its user what may help, where it knows the exception."""
+    try:
+        yield
+    except _core.OutOfMemory as error:
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def _room(devices: list[str]) -> int | None:

@@ -56,6 +56,8 @@ std::unique_ptr<Kernel> make(const Site& site) {
   std::shared_ptr<Matmul> matmul;
   try {
     matmul = std::make_shared<Matmul>(site.context, sizes);
+  } catch (const DeviceFailure&) {
+    throw;
   } catch (const Error&) {  // the library has no algorithm for these sizes
     return make_decoding(site);
   }
