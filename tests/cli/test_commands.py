@@ -239,6 +239,26 @@ def test_dump_shows_shardings_and_reasons(comfytp, checkpoint):
     assert "''" not in text and " ()" not in text
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="reads another process's environment")
+@pytest.mark.parametrize("own, spins", [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_waiting_threads_spin_briefly_unless_the_user_says_otherwise(checkpoint, own, spins):
+    ours = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [PROGRAM, "bench", str(checkpoint), *SMALL, "--runs", "100000"]
+    process = subprocess.Popen(command, env=ours | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not catches(process, signal.SIGINT):  # it has begun
+            assert process.poll() is None
+            time.sleep(0.01)
+        with open(f"/proc/{process.pid}/environ") as file:
+            environment = dict(line.split("=", 1) for line in file.read().split("\0") if line)
+        with open(f"/proc/{process.pid}/comm") as file:
+            assert file.read().strip() == os.path.basename(os.path.realpath(PROGRAM))
+    finally:
+        process.kill()
+        process.wait()
+    assert environment.get("GOMP_SPINCOUNT") == spins
+
+
 def test_verify_says_how_far_the_split_is_off(comfytp, checkpoint):
     report = comfytp("verify", checkpoint, *TWO, *SMALL, "--steps", 2, "--json").json
     assert report["passed"] and 0 < report["relative_error"] <= 1e-5

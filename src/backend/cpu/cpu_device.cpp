@@ -39,8 +39,9 @@ CpuDevice::CpuDevice(DeviceSpec spec, int position, int count) : spec_(std::move
   threads_ = kOneThread ? 1 : static_cast<int>(cores_.size());
 }
 
-// Between two parallel regions libgomp's threads spin for a few milliseconds, then sleep (OMP_WAIT_POLICY=passive: at once); with
-// more devices than cores, and so one thread each, there are no regions. Where torch has brought its own libgomp, all this holds
+// Between two parallel regions libgomp's threads spin for a few milliseconds, then sleep (OMP_WAIT_POLICY=passive: at once), unless the
+// environment says otherwise when it is loaded, as the command line's does (apps/comfytp/main.cpp); with more devices than cores, and so
+// one thread each, there are no regions. Where torch has brought its own libgomp, all this holds
 // for that one: the thread counts set here are the calling thread's alone.
 void CpuDevice::attach() {
   bind_thread(cores_);  // before the first parallel region: OpenMP's threads inherit it
