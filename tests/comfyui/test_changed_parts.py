@@ -86,7 +86,8 @@ def attribute(unet):
 
 def other_class(unet):
     part = unet.middle_block[1].transformer_blocks[0].norm1
-    part.__class__ = type("Scaled", (type(part),), {"forward": lambda self, x: type(self).__bases__[0].forward(self, x) * 0.5})
+    base = type(part)
+    part.__class__ = type("Scaled", (base,), {"forward": lambda self, x: base.forward(self, x) * 0.5})
 
 
 def other_part(unet):
@@ -98,10 +99,8 @@ def part_before_another(unet):
     unet.out[2] = torch.nn.Sequential(torch.nn.Tanh(), unet.out[2])
 
 
-@pytest.mark.parametrize(
-    "change, captures", [(attribute, 2), (other_class, 2), (other_part, 0), (part_before_another, 2)], ids=lambda value: getattr(value, "__name__", "")
-)
-def test_a_change_that_the_engine_can_follow(change, captures, on_engine):
+@pytest.mark.parametrize("change", [attribute, other_class, other_part, part_before_another], ids=lambda change: change.__name__)
+def test_a_change_that_the_engine_can_follow(change, on_engine):
     plain = models.sd15()
     split = split_model(plain, "0,1")
     without = models.sample(split, "sd15")
@@ -111,7 +110,7 @@ def test_a_change_that_the_engine_can_follow(change, captures, on_engine):
     before = engine_stats()["captures"]
     for _ in range(2):
         assert models.relative(models.sample(split, "sd15"), expected) < 1e-4
-    assert engine_stats()["captures"] - before <= captures
+    assert engine_stats()["captures"] - before == 1
 
 
 def test_an_attribute_that_is_put_back_needs_no_capture(on_engine):
@@ -129,7 +128,8 @@ def test_an_attribute_that_is_put_back_needs_no_capture(on_engine):
     assert engine_stats()["captures"] == captures
 
 
-def test_an_attribute_that_changes_before_every_call_is_left_to_pytorch(caplog):
+def test_an_attribute_that_changes_before_every_call_is_left_to_pytorch(caplog, monkeypatch):
+    monkeypatch.setattr("comfytp.comfyui.split._MOST_CHANGES", 1)
     plain = models.sd15()
     split = split_model(plain, "0,1")
     norm = plain.model.diffusion_model.out[0]
@@ -141,7 +141,7 @@ def test_an_attribute_that_changes_before_every_call_is_left_to_pytorch(caplog):
     split.set_model_unet_function_wrapper(count)
     caplog.set_level(logging.WARNING, logger="comfytp")
     before = engine_stats()
-    models.sample(split, "sd15", steps=8)
+    models.sample(split, "sd15", steps=4)
     after = engine_stats()
     assert after["torch_fallbacks"] > before["torch_fallbacks"]
     assert "attributes of its parts change before every call" in caplog.text
