@@ -277,7 +277,8 @@ def test_too_little_memory_is_what_comfyui_knows_as_such_and_the_next_run_works(
     split = split_model(plain, "0,1")
     expected = models.sample(plain, "sd15", steps=1)
     before = engine_stats()["torch_fallbacks"]
-    for error, seen in ((comfytp.OutOfMemory("cuda:0 is full"), management.OOM_EXCEPTION), (comfytp.DeviceFailure("cuda:0 broke"), comfytp.DeviceFailure)):
+    full, fault = comfytp.OutOfMemory("cuda:0 is full"), comfytp.DeviceFailure("cuda:0 broke")
+    for error, seen in ((full, management.OOM_EXCEPTION), (fault, comfytp.DeviceFailure)):
 
         def broken(*args, error=error, **kwargs):
             raise error

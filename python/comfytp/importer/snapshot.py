@@ -85,7 +85,9 @@ class Structure:
     seen: what module_hash() of the module saw. members: of these dicts of each part the tensors count too, which they are, not what they hold.
     """
 
-    def __init__(self, module: torch.nn.Module, seen: dict[int, Any], members: Iterable[str] = ("_buffers",), passing: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, module: torch.nn.Module, seen: dict[int, Any], members: Iterable[str] = ("_buffers",), passing: frozenset[str] = frozenset()
+    ) -> None:
         self.parts = Parts(module, passing)
         self._attributes = self.parts.values()
         dicts = self.parts.dicts

@@ -82,7 +82,8 @@ void CudaDevice::expect_compute(DType dtype) const {
 
 void* CudaDevice::allocate(std::int64_t bytes) {
   if (spec_.limit_bytes != 0 && allocated_ + bytes > spec_.limit_bytes)
-    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_, spec_.limit_bytes));
+    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_,
+                                  spec_.limit_bytes));
   void* memory = nullptr;
   if (cudaMalloc(&memory, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))) != cudaSuccess) {
     cudaGetLastError();

@@ -28,8 +28,10 @@ inline void check(cublasStatus_t status, const char* what) {
 inline void check(cudnnStatus_t status, const char* what) {
   if (status == CUDNN_STATUS_SUCCESS) return;
   const auto text = fmt::format("[cuda] {}: {}", what, cudnnGetErrorString(status));
-  if (status == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED || status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED) throw OutOfMemory(text);
-  if (status / 1000 == CUDNN_STATUS_BAD_PARAM / 1000 || status / 1000 == CUDNN_STATUS_NOT_SUPPORTED / 1000) throw Error(text);  // a thousand a category
+  if (status == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED || status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)
+    throw OutOfMemory(text);
+  const auto category = status / 1000;  // a thousand numbers each
+  if (category == CUDNN_STATUS_BAD_PARAM / 1000 || category == CUDNN_STATUS_NOT_SUPPORTED / 1000) throw Error(text);
   throw DeviceFailure(text);
 }
 
