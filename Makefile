@@ -1,6 +1,8 @@
 # make: the short names of everyday work. What they do stands in CMakePresets.json and scripts/.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 FUZZ_SECONDS ?= 60
+# Processes for the Python tests, most of whose time is torch's capturing, on one core. A GPU is for one of them at a time.
+PYTEST_JOBS ?= $(if $(wildcard /dev/nvidia0),0,2)
 LAUNCHER := $(if $(shell command -v ccache),-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 PYTHON := build/venv/bin/python
 export CMAKE_BUILD_PARALLEL_LEVEL = $(JOBS)
@@ -40,7 +42,8 @@ build-tests: build/.setup-dev
 
 test: build-tests
 	ctest --preset test -j $(JOBS)
-	COMFYTP=$(CURDIR)/build/test/comfytp PYTHONPATH=$(CURDIR)/build/python $(PYTHON) -m pytest -q tests
+	COMFYTP=$(CURDIR)/build/test/comfytp PYTHONPATH=$(CURDIR)/build/python GOMP_SPINCOUNT=1000 \
+	  $(PYTHON) -m pytest -q -n $(PYTEST_JOBS) --dist worksteal tests
 
 sanitize: asan tsan fuzz
 

@@ -142,6 +142,7 @@ int bench(const Options& options) {
   auto& engine = denoiser->engine();
   const Interruptible guard(engine);
   const auto compiled = denoiser->compile(call);
+  print_notes(engine, *compiled);
   engine.load(*compiled);
 
   SeededCall rows(unet, call, 1);

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "commands.h"
 #include "interrupt.h"
@@ -40,10 +42,17 @@ int run(const comfytp::cli::Command& command) {
   }
 }
 
+// Between parallel regions libgomp's threads spin for some milliseconds before they sleep. Where other processes want the cores, that takes
+// them from the thread that all wait for. A few microseconds bridge the gaps within a step as well.
+void spin_briefly(char** argv) {
+  if (!std::getenv("OMP_WAIT_POLICY")) comfytp::restart_with("GOMP_SPINCOUNT", "1000", argv);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace comfytp;
+  spin_briefly(argv);
   CLI::App app{"Runs one diffusion model split over several devices.", "comfytp"};
   app.set_version_flag("--version", COMFYTP_VERSION);
   app.require_subcommand(1);

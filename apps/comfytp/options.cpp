@@ -99,6 +99,10 @@ void ModelOptions::add_to(CLI::App& command, bool accepts_plan) {
         ->excludes(w);
 }
 
+void print_notes(const runtime::Engine& engine, const runtime::Compiled& compiled) {
+  for (const auto& note : engine.notes(compiled)) fmt::print(stderr, "note: {}\n", note);
+}
+
 planner::Plan ModelOptions::plan(std::size_t ranks) const {
   if (plan_file) {
     try {

@@ -34,6 +34,8 @@ struct ModelOptions {
                                            OpenDevice open_device = {}, std::optional<std::size_t> only_rank = {}) const;
 };
 
+/// Says on stderr what of the plan is not as asked: what could not be cut, uneven parts.
+void print_notes(const runtime::Engine& engine, const runtime::Compiled& compiled);
 /// What one rank of a step exchanges.
 planner::Exchanged exchanged_by(const runtime::DeviceReport& device);
 /// --link, a text that planner::link_from takes.

@@ -35,12 +35,14 @@ struct Outcome {
 };
 
 // The weights are gone when it returns, so that the two sides need not fit in memory together.
-Outcome sample_on(const planner::Plan& plan, pipeline::Compute compute, const Options& options, const Sampled* along, const std::string& what) {
+Outcome sample_on(const planner::Plan& plan, pipeline::Compute compute, const Options& options, const Sampled* along, const std::string& what,
+                  bool notes = false) {
   Progress loading(what + ": loading weights");
   const auto denoiser = options.model.open(plan, compute, [&](auto done, auto total) { loading(done, total); });
   const auto call = options.call.call(denoiser->checkpoint().unet);
   const Interruptible guard(denoiser->engine());
   const auto compiled = denoiser->compile(call);
+  if (notes) print_notes(denoiser->engine(), *compiled);
   denoiser->engine().load(*compiled);
   Progress sampling(what + ": sampling");
   auto sampled = sample(*denoiser, call, options.steps, options.seed, along, [&](int done) { sampling(done, options.steps); });
@@ -68,7 +70,7 @@ int verify(const Options& asked) {
   if (compute.dtype != DType::f32) exact = sample_on(one, {DType::f32}, options, nullptr, "one device in f32").sampled;
   const auto* along = exact ? &*exact : nullptr;
   const auto whole = sample_on(one, compute, options, along, "one device");
-  const auto split = sample_on(plan, compute, options, along, fmt::format("{} devices", plan.devices.size()));
+  const auto split = sample_on(plan, compute, options, along, fmt::format("{} devices", plan.devices.size()), true);
   const auto d = difference(split.sampled.outputs, whole.sampled.outputs);
   // Of the split and of one device against f32.
   const double split_error = exact ? difference(split.sampled.outputs, exact->outputs).relative : 0;
@@ -105,7 +107,8 @@ int verify(const Options& asked) {
     if (exact)
       fmt::print("against f32     {:.3g} split, {:.3g} on one device{}\n", split_error, whole_error,
                  by_ratio ? fmt::format(" ({} {} times that)", verdict, kErrorsRatio) : "");
-    fmt::print("time of a step  {} split, {} on one device\n", seconds_text(split.step_seconds), seconds_text(whole.step_seconds));
+    fmt::print("time of a step  {} split, {} on one device ({})\n", seconds_text(split.step_seconds), seconds_text(whole.step_seconds),
+               options.steps == 1 ? "of the first call alone: bench is what times" : fmt::format("median of {}", options.steps));
   }
   return passed ? 0 : 1;
 }

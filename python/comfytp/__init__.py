@@ -10,11 +10,11 @@ from ._library import load_core
 
 load_core()
 
-from ._core import Cancelled, Error, Graph, Timeout, ops  # noqa: E402
+from ._core import Cancelled, DeviceFailure, Error, Graph, OutOfMemory, Timeout, ops  # noqa: E402
 from .denoiser import Denoiser  # noqa: E402
 from .engine import Engine  # noqa: E402
 
-__all__ = ["Cancelled", "Denoiser", "Engine", "Error", "Graph", "Timeout", "ops", "split"]
+__all__ = ["Cancelled", "Denoiser", "DeviceFailure", "Engine", "Error", "Graph", "OutOfMemory", "Timeout", "ops", "split"]
 
 
 def __dir__() -> list[str]:

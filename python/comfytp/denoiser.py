@@ -44,6 +44,7 @@ class Denoiser:
             weights, device_list(devices), mesh or "", placement or "resident", compute, communicator or "best", heads, head_dim, timeout
         )
         self._info = self._core.info
+        self._last = {"batch": 2, "height": 64, "width": 64, "tokens": 77, "control": False}
         self._queue = Queue()
 
     @property
@@ -78,6 +79,8 @@ class Denoiser:
             raise _core.Error(f"[denoiser] expected x of shape [N,C,H,W] but got {list(shape)}")
         output = empty_like_kind(x, (shape[0], self._info["out_channels"], *shape[2:]), _core.dtype_of(x))
         self._queue.run(lambda **order: self._core.run(inputs, output, **order), inputs, {"output": output})
+        tokens = _core.shape_of(context)[1]
+        self._last = {"batch": shape[0], "height": shape[2], "width": shape[3], "tokens": tokens, "control": control is not None}
         return output
 
     def check(self) -> None:
@@ -102,10 +105,18 @@ class Denoiser:
         self._core.cancel()
 
     def report(
-        self, batch: int = 2, height: int = 64, width: int = 64, tokens: int = 77, control: bool = False
+        self,
+        batch: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        tokens: int | None = None,
+        control: bool | None = None,
     ) -> dict[str, Any]:
-        """What the devices hold and do for a call of these sizes (latent's height and width); see Engine.report."""
-        return self._core.report(batch, height, width, tokens, control)
+        """What the devices hold and do for a call of these sizes (latent's height and width); see Engine.report. Those that are not given are
+        the last call's, before any call 2, 64, 64, 77 and False. "call" says which they are."""
+        given = {"batch": batch, "height": height, "width": width, "tokens": tokens, "control": control}
+        call = {name: self._last[name] if size is None else size for name, size in given.items()}
+        return {**self._core.report(*call.values()), "call": call}
 
     def stats(self) -> dict[str, Any]:
         """Counters since the denoiser was made; see Engine.stats."""

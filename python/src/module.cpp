@@ -13,10 +13,14 @@ NB_MODULE(_core, m) {
   const nb::object error = nb::exception<comfytp::Error>(m, "Error", PyExc_RuntimeError);
   const nb::object cancelled = nb::exception<comfytp::Cancelled>(m, "Cancelled", error);
   const nb::object timeout = nb::exception<comfytp::Timeout>(m, "Timeout", error);
+  const nb::object device = nb::exception<comfytp::DeviceFailure>(m, "DeviceFailure", error);
+  const nb::object memory = nb::exception<comfytp::OutOfMemory>(m, "OutOfMemory", device);
   error.attr("__doc__") = "A failure that can be acted on; its text says what was expected, what was got, and where.";
   cancelled.attr("__doc__") = "The call was ended by cancel().";
   timeout.attr("__doc__") = "A device waited for another longer than the time-out allows.";
-  for (const auto& type : {error, cancelled, timeout}) type.attr("__module__") = "comfytp";
+  device.attr("__doc__") = "A device could not do what was asked of it: its driver reports a fault.";
+  memory.attr("__doc__") = "A device, or the host, has too little memory.";
+  for (const auto& type : {error, cancelled, timeout, device, memory}) type.attr("__module__") = "comfytp";
 
   comfytp::python::bind_graph(m);
   comfytp::python::bind_engine(m);

@@ -45,7 +45,9 @@ class Asked final : public weights::Source {
       copy(part, TensorView::dense(out, stored.dtype, part.shape));
     } catch (const nb::python_error& error) {
       const auto type = nb::cast<std::string>(error.type().attr("__name__")), text = nb::cast<std::string>(nb::str(error.value()));
-      fail("[weights] {} cannot be read: {}: {}", weights::in_quotes(key), type, text);
+      const auto message = fmt::format("[weights] {} cannot be read: {}: {}", weights::in_quotes(key), type, text);
+      if (type == "MemoryError" || type == "OutOfMemoryError") throw OutOfMemory(message);
+      throw Error(message);
     }
   }
 

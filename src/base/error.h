@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace comfytp {
@@ -26,6 +27,21 @@ class Timeout : public Error {
  public:
   using Error::Error;
 };
+
+/// A device could not do what was asked of it, though that may be right: its driver reports a fault.
+class DeviceFailure : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A device, or the host, has too little memory.
+class OutOfMemory : public DeviceFailure {
+ public:
+  using DeviceFailure::DeviceFailure;
+};
+
+/// In a handler: throws what is handled again, as an Error of the same class whose text says first where it happened.
+[[noreturn]] void rethrow_from(std::string_view where);
 
 /// Throws an Error with a formatted message.
 template <typename... Args>

@@ -30,6 +30,8 @@ void Abort::check() const {
   switch (kind_) {
     case Kind::cancelled: throw Cancelled(reason_);
     case Kind::timeout: throw Timeout(reason_);
+    case Kind::device: throw DeviceFailure(reason_);
+    case Kind::out_of_memory: throw OutOfMemory(reason_);
     case Kind::error: throw Error(reason_);
   }
 }

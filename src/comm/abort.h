@@ -14,14 +14,14 @@ class HostGroup;
 /// What stops every rank of a call: the first failure, or the caller's wish. Shared by all groups of an engine.
 class Abort {
  public:
-  enum class Kind { error, timeout, cancelled };
+  enum class Kind { error, device, out_of_memory, timeout, cancelled };
 
   /// Keeps the first reason; wakes all waiters.
   void raise(Kind kind, const std::string& reason);
   /// Between calls, when no rank is inside a group: forgets the reason and who had come where.
   void reset();
   bool raised() const { return raised_.load(std::memory_order_acquire); }
-  /// Throws Error, Timeout or Cancelled with the reason if raised.
+  /// Throws the error of that kind with the reason if raised.
   void check() const;
   /// The group is woken when the abort is raised.
   void subscribe(std::weak_ptr<HostGroup> group);

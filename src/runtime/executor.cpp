@@ -185,8 +185,8 @@ void Executor::run(const Launch& launch, const Addresses& at) {
   if (launch.collective) return run_collective(*launch.collective, at.in[0], at.out[0]);
   try {
     launch.kernel->run(at.in, at.out, at.workspace);
-  } catch (const std::exception& e) {
-    fail("{}: {}", launch.label, e.what());
+  } catch (const std::exception&) {
+    rethrow_from(launch.label);
   }
 }
 

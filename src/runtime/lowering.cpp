@@ -280,8 +280,8 @@ class Lowering {
     launch.work = work_of(node, inputs, outputs);
     try {
       launch.kernel = device_.compile(node, inputs, outputs);
-    } catch (const Error& error) {
-      fail("{}: {}", launch.label, error.what());
+    } catch (const std::exception&) {
+      rethrow_from(launch.label);
     }
     return launch;
   }

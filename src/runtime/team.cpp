@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <new>
 
 #include "base/error.h"
 #include "base/thread.h"
@@ -83,6 +84,15 @@ void Team::attempt(const Job& job, std::size_t index) {
   } catch (const Timeout& e) {
     kind = Abort::Kind::timeout;
     reason = e.what();
+  } catch (const OutOfMemory& e) {
+    kind = Abort::Kind::out_of_memory;
+    reason = names_[index] + ": " + e.what();
+  } catch (const DeviceFailure& e) {
+    kind = Abort::Kind::device;
+    reason = names_[index] + ": " + e.what();
+  } catch (const std::bad_alloc&) {
+    kind = Abort::Kind::out_of_memory;
+    reason = names_[index] + ": the system has no more memory";
   } catch (const std::exception& e) {
     reason = names_[index] + ": " + e.what();
   } catch (...) {

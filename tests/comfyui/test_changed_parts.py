@@ -1,4 +1,4 @@
-"""What changes on a model's parts after calls that found nothing is seen at the next one, though they are looked at only when something differs."""
+"""What changes on a model's parts after calls is seen at the next one, though they are looked at only when something differs."""
 
 import logging
 
@@ -78,6 +78,73 @@ def test_a_change_after_calls_that_found_nothing(change, told, caplog):
     assert after["torch_fallbacks"] - before["torch_fallbacks"] == 3 and after["engine_calls"] == before["engine_calls"]
     assert told in caplog.text
     assert models.relative(without, expected) > 1e-2
+
+
+def attribute(unet):
+    unet.out[0].eps = 0.5
+
+
+def other_class(unet):
+    part = unet.middle_block[1].transformer_blocks[0].norm1
+    base = type(part)
+    part.__class__ = type("Scaled", (base,), {"forward": lambda self, x: base.forward(self, x) * 0.5})
+
+
+def other_part(unet):
+    """With weights of its own, under the same names and of the same shapes."""
+    unet.out[2] = models._fill(type(unet.out[2])(32, 4, 3, padding=1), seed=5)
+
+
+def part_before_another(unet):
+    unet.out[2] = torch.nn.Sequential(torch.nn.Tanh(), unet.out[2])
+
+
+@pytest.mark.parametrize("change", [attribute, other_class, other_part, part_before_another], ids=lambda change: change.__name__)
+def test_a_change_that_the_engine_can_follow(change, on_engine):
+    plain = models.sd15()
+    split = split_model(plain, "0,1")
+    without = models.sample(split, "sd15")
+    change(plain.model.diffusion_model)
+    expected = models.sample(plain, "sd15")
+    assert models.relative(without, expected) > 1e-3
+    before = engine_stats()["captures"]
+    for _ in range(2):
+        assert models.relative(models.sample(split, "sd15"), expected) < 1e-4
+    assert engine_stats()["captures"] - before == 1
+
+
+def test_an_attribute_that_is_put_back_needs_no_capture(on_engine):
+    plain = models.sd15()
+    split = split_model(plain, "0,1")
+    before = models.sample(split, "sd15")
+    norm = plain.model.diffusion_model.out[0]
+    eps = norm.eps
+    norm.eps = 0.5
+    changed = models.sample(split, "sd15")
+    captures = engine_stats()["captures"]
+    for value, expected in ((eps, before), (0.5, changed)):
+        norm.eps = value
+        assert torch.equal(models.sample(split, "sd15"), expected)
+    assert engine_stats()["captures"] == captures
+
+
+def test_an_attribute_that_changes_before_every_call_is_left_to_pytorch(caplog, monkeypatch):
+    monkeypatch.setattr("comfytp.comfyui.split._MOST_CHANGES", 1)
+    plain = models.sd15()
+    split = split_model(plain, "0,1")
+    norm = plain.model.diffusion_model.out[0]
+
+    def count(function, arguments):
+        norm.eps += 0.01
+        return function(arguments["input"], arguments["timestep"], **arguments["c"])
+
+    split.set_model_unet_function_wrapper(count)
+    caplog.set_level(logging.WARNING, logger="comfytp")
+    before = engine_stats()
+    models.sample(split, "sd15", steps=4)
+    after = engine_stats()
+    assert after["torch_fallbacks"] > before["torch_fallbacks"]
+    assert "attributes of its parts change before every call" in caplog.text
 
 
 def test_what_is_taken_away_again_is_run_by_the_engine_again():

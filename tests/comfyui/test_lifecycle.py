@@ -270,6 +270,27 @@ def test_a_devices_failure_is_the_nodes_error_and_the_next_run_works(monkeypatch
     assert models.relative(models.sample(split, "sd15", steps=1), expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("where", ["_compile", "run", "synchronize"])
+def test_too_little_memory_is_what_comfyui_knows_as_such_and_the_next_run_works(monkeypatch, where):
+    """It then unloads all models and tells its user what may help; a device's fault it shows."""
+    plain = models.sd15()
+    split = split_model(plain, "0,1")
+    expected = models.sample(plain, "sd15", steps=1)
+    before = engine_stats()["torch_fallbacks"]
+    full, fault = comfytp.OutOfMemory("cuda:0 is full"), comfytp.DeviceFailure("cuda:0 broke")
+    for error, seen in ((full, management.OOM_EXCEPTION), (fault, comfytp.DeviceFailure)):
+
+        def broken(*args, error=error, **kwargs):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, where, broken)
+            with pytest.raises(seen, match=str(error)):
+                models.sample(split, "sd15", steps=1)
+    assert engine_stats()["torch_fallbacks"] == before
+    assert models.relative(models.sample(split, "sd15", steps=1), expected) < TOLERANCE
+
+
 def test_a_load_says_one_line_and_verbose_prints_the_plan(caplog):
     caplog.set_level(logging.INFO, logger="comfytp")
     plain = models.sd15()

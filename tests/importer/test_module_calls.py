@@ -16,6 +16,7 @@ import torch
 import torch.fx.config
 import torch.nn.functional as F
 from comfytp.importer import calls as importer_calls
+from comfytp.importer import module as importer_module
 
 Result = collections.namedtuple("Result", "first second")
 
@@ -84,7 +85,7 @@ def test_arguments_are_the_same_however_they_are_given(module):
     for _ in range(3):
         for args, kwargs in ways:
             same(split(*args, **kwargs), module(*args, **kwargs))
-    with pytest.raises(TypeError), pytest.warns(UserWarning, match="multiple values"):
+    with pytest.raises(TypeError, match="multiple values"):
         split(x, x=x)
     assert split.engine_stats()["captures"] == 2
 
@@ -259,6 +260,46 @@ def test_unknown_op_is_named_in_one_warning_and_run_by_torch(module):
     same(split(x_of()), module(x_of()))
     stats = split.engine_stats()
     assert stats["torch_fallbacks"] == 3 and stats["engine_calls"] == 1
+
+
+class Broken:
+    """Programs on a device that fails while they are made for it."""
+
+    def __init__(self, programs, error):
+        self._programs, self.error = programs, error
+
+    def compile(self, *args):
+        if self.error:
+            raise self.error
+        return self._programs.compile(*args)
+
+    def __getattr__(self, name):
+        return getattr(self._programs, name)
+
+
+@pytest.mark.parametrize("error", [comfytp.OutOfMemory("cuda:0: linear: out of memory"), comfytp.DeviceFailure("cuda:0: linear: [cuda] it broke")], ids=lambda e: type(e).__name__)
+def test_device_that_fails_is_no_module_that_cannot_be_captured(module, monkeypatch, error):
+    real, made = importer_module._core.Programs, []
+    monkeypatch.setattr(importer_module._core, "Programs", lambda *args: made.append(Broken(real(*args), error)) or made[-1])
+    split = comfytp.split(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(type(error), match=str(error).replace("[", r"\[")):
+                split(x_of())
+        for programs in made:
+            programs.error = None
+        same(split(x_of()), module(x_of()))
+    stats = split.engine_stats()
+    assert stats["torch_fallbacks"] == 0 and stats["captures"] == 1
+
+
+def test_kernel_that_is_not_there_leaves_the_call_to_torch(module, monkeypatch):
+    real = importer_module._core.Programs
+    monkeypatch.setattr(importer_module._core, "Programs", lambda *args: Broken(real(*args), comfytp.Error("[linear] cuda:0 has no kernel for this op")))
+    split = comfytp.split(module)
+    with pytest.warns(UserWarning, match="runs in PyTorch, not split: .* has no kernel"):
+        same(split(x_of()), module(x_of()))
 
 
 def test_call_that_cannot_be_captured_is_not_tried_for_ever(module, monkeypatch):
@@ -447,9 +488,11 @@ def test_wrong_call_says_what_torch_says(module, capfd):
     for args in ((), (x_of(2, 3, 7),), ("x",)):
         with pytest.raises(Exception) as theirs:
             module(*args)
-        with pytest.warns(UserWarning, match="cannot be captured"), pytest.raises(Exception) as ours:
+        with warnings.catch_warnings(), pytest.raises(Exception) as ours:
+            warnings.simplefilter("error")  # none is right: nothing ran in PyTorch
             split(*args)
         assert type(ours.value) is type(theirs.value) and str(ours.value) == str(theirs.value)
+        assert ours.value.__context__ is None and len(ours.traceback) <= len(theirs.traceback) + 4
     assert "Traceback" not in capfd.readouterr().err
     same(split(x_of()), module(x_of()))
 

@@ -147,7 +147,16 @@ def test_a_device_that_waits_too_long_ends_the_call():
 def test_errors_are_one_family():
     assert issubclass(comfytp.Error, RuntimeError)
     assert issubclass(comfytp.Cancelled, comfytp.Error) and issubclass(comfytp.Timeout, comfytp.Error)
-    assert comfytp.Error.__module__ == "comfytp"
+    assert issubclass(comfytp.OutOfMemory, comfytp.DeviceFailure) and issubclass(comfytp.DeviceFailure, comfytp.Error)
+    assert comfytp.Error.__module__ == comfytp.OutOfMemory.__module__ == "comfytp"
+
+
+def test_too_little_memory_is_an_error_of_its_own():
+    graph = comfytp.Graph()
+    graph.output("y", graph.add("linear", [graph.input("x", [4, 64]), graph.weight("w", [64, 64])]))
+    engine = comfytp.Engine(graph, {"w": torch.eye(64)}, "cpu:0@1KiB")
+    with pytest.raises(comfytp.OutOfMemory, match="cpu:0 needs .* a limit of"):
+        engine(x=torch.ones(4, 64))
 
 
 def test_the_prompts_part_runs_once_per_prompt():

@@ -114,6 +114,19 @@ def test_a_mapping_of_numpy_arrays_is_a_checkpoint(unet_of):
     assert relative_error(output, reference(unet, call)) <= ONE_DEVICE
 
 
+def test_a_report_is_of_the_last_call(unet_of):
+    unet = unet_of("sd1")
+    denoiser = denoiser_of(unet.state_dict(), "sd1")
+    assert denoiser.report()["call"] == {"batch": 2, "height": 64, "width": 64, "tokens": 77, "control": False}
+    call = make_call(unet, batch=3, height=20, width=12)
+    inputs = call.inputs()
+    denoiser(**inputs)
+    report, sizes = denoiser.report(), {"batch": 3, "height": 20, "width": 12, "tokens": inputs["context"].shape[1], "control": False}
+    assert report == denoiser.report(**sizes) and report["call"] == sizes
+    smaller = denoiser.report(batch=1)
+    assert smaller["call"] == {**sizes, "batch": 1} and smaller["devices"][0]["flops"] < report["devices"][0]["flops"]
+
+
 MESHES = ["tensor=2", "tensor=3", "tensor=4", "batch=2", "batch=3", "batch=4", "patch=2", "patch=3", "patch=4", "batch=2,tensor=2",
           "patch=2,tensor=2", "batch=2,patch=2", "tensor=2:1", "patch=1:2"]
 

@@ -55,7 +55,45 @@ TEST_P(Failures, AForeignExceptionIsAnErrorToo) {
   f.watch.before_kernel = [&](const std::string& device, const graph::Node& node) {
     if (device == "cpu:1" && node.name == "res.conv2") throw std::bad_alloc();
   };
-  EXPECT_TRUE(thrown<Error>(f).starts_with("cpu:1: conv2d 'res.conv2': "));
+  EXPECT_EQ(thrown<OutOfMemory>(f), "cpu:1: conv2d 'res.conv2': the system has no more memory");
+  f.watch.before_kernel = [&](const std::string& device, const graph::Node& node) {
+    if (device == "cpu:1" && node.name == "res.conv2") throw std::runtime_error("it broke");
+  };
+  EXPECT_EQ(thrown<Error>(f), "cpu:1: conv2d 'res.conv2': it broke");
+  expect_works(f);
+}
+
+// So that a caller can tell what a device could not do now from what no device can.
+TEST_P(Failures, ADevicesFailureIsToldFromOtherErrors) {
+  Fixture f(graph, options_for(GetParam()));
+  const auto meet = [](auto error) {
+    return [error](const std::string& device, const graph::Node& node) {
+      if (device == "cpu:1" && node.name == "res.conv2") throw error;
+    };
+  };
+  const auto compile = [&] { f.engine->compile(graph); };
+  f.watch.before_compile = meet(OutOfMemory("[memory] it is full"));
+  EXPECT_THROW(compile(), OutOfMemory);
+  f.watch.before_compile = meet(DeviceFailure("[cuda] it broke"));
+  try {
+    compile();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const OutOfMemory&) {
+    ADD_FAILURE() << "that is another failure";
+  } catch (const DeviceFailure& e) {
+    EXPECT_STREQ(e.what(), "cpu:1: conv2d 'res.conv2': [cuda] it broke");
+  }
+  f.watch.before_compile = meet(Error("[conv2d] no such kernel"));
+  try {
+    compile();
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const DeviceFailure&) {
+    ADD_FAILURE() << "the device is well";
+  } catch (const Error&) {
+  }
+  f.watch.before_compile = nullptr;
+  f.watch.before_kernel = meet(OutOfMemory("[memory] it is full"));
+  EXPECT_EQ(thrown<OutOfMemory>(f), "cpu:1: conv2d 'res.conv2': [memory] it is full");
   expect_works(f);
 }
 

@@ -27,8 +27,8 @@ struct Watch {
   std::atomic<std::int64_t> live_kernels{0};
   std::function<void()> behind_end;  ///< called when it is settled how a queued call ends, and not known yet
   std::map<const void*, std::int64_t> shared;  ///< bytes by address, of what all devices reach
-  /// Called before a kernel runs; may throw.
-  std::function<void(const std::string& device, const graph::Node& node)> before_kernel;
+  /// Called before a kernel runs, or is made; may throw.
+  std::function<void(const std::string& device, const graph::Node& node)> before_kernel, before_compile;
 };
 
 /// A device's memory is the host's here, whatever the view says.
@@ -113,6 +113,7 @@ class ReferenceDevice final : public backend::HostDevice {
 
   std::unique_ptr<backend::Kernel> compile(const graph::Node& node, std::span<const backend::Operand> in,
                                            std::span<const backend::Operand> out) override {
+    if (watch_.before_compile) watch_.before_compile(spec_.name(), node);
     for (std::size_t i = 0; i < in.size(); ++i) {
       auto* weight = in[i].weight;
       // Packed where a real device would; here the format is the bytes from the last to the first.

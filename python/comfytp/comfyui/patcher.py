@@ -127,6 +127,9 @@ class SplitPatcher(_Plain):
         if wanted and (self.patches or self.load_device.type != "cpu"):
             self.load_plain()
         self._free = {}
+        # Its tables of sigmas are looked up in every step, which would wait for the GPU if they lay in host memory.
+        if isinstance(sampling := getattr(self.model, "model_sampling", None), torch.nn.Module):
+            sampling.to(self.load_device)
         super().pre_run()
 
     def get_free_memory(self, device: torch.device) -> int:

@@ -19,7 +19,7 @@ _PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.de
 
 
 # What ComfyUI's loading leaves on layers: where a plain branch over the same model has its weights, and what patches them there.
-_LOADING = frozenset((
+LOADING = frozenset((
     "_pin_state", "_pins", "_prefetch", "_v", "_v_signature", "bias_function", "bias_lowvram_function", "comfy_cast_weights",
     "comfy_force_cast_weights", "comfy_patched_weights", "prev_comfy_cast_weights", "seed_key", "weight_function", "weight_lowvram_function",
 ))  # fmt: skip
@@ -123,7 +123,7 @@ class Site(torch.nn.Module):
     fp8_e4m3fn_fast) as those that decode, so that the node alone chooses. The copy that is captured is as it was
     before ComfyUI loaded it."""
 
-    passing_attributes = _LOADING
+    passing_attributes = LOADING
 
     def __init__(self, model: torch.nn.Module, name: str, resized: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
@@ -153,11 +153,11 @@ class Site(torch.nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Site":
         quantised = {name: part for name, part in self.diffusion_model.named_modules() if is_quantised(getattr(part, "weight", None))}
-        loading = [value for part in self.diffusion_model.modules() for name, value in vars(part).items() if name in _LOADING]
+        loading = [value for part in self.diffusion_model.modules() for name, value in vars(part).items() if name in LOADING]
         memo.update((id(value), None) for value in loading if not isinstance(value, (bool, int, float, str)))
         site = Site(copy.deepcopy(self.diffusion_model, memo), self._name, self._resized)
         for part in site.modules():
-            for name in _LOADING.intersection(vars(part)) - {"comfy_cast_weights"}:  # what is cast already is not changed by it
+            for name in LOADING.intersection(vars(part)) - {"comfy_cast_weights"}:  # what is cast already is not changed by it
                 delattr(part, name)
         site.wanted, site.live = self.wanted, self.live
         for name, part in [*site.diffusion_model.named_modules()]:

@@ -1,20 +1,22 @@
 """A diffusion model on several devices: its captures, its engine, and what ComfyUI's memory management sees of it."""
 
+import contextlib
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.model_management
 import torch
 
-from ..importer import Unsupported
+from .. import _core
 from .._arrays import warn_unless_finite
+from ..importer import Unsupported
 from ..importer.calls import Calls, gpus_of
 from ..importer.key import module_hash
-from ..importer.snapshot import Code
+from ..importer.snapshot import Structure
 from . import callouts, counters, modes, report
 from .devices import torch_device
 from .engine import Engine, Reader
@@ -26,6 +28,7 @@ from .support import Looks, why_not
 _log = logging.getLogger("comfytp")
 _MOST_TRIES = 16  # entries of transformer_options found to be read, one a try
 _MOST_VARIANTS = 4  # captures that differ in what patches give
+_MOST_CHANGES = 4  # of attributes, each before another call
 
 # Lives as long as ComfyUI's model does, so that a node that runs again with another LoRA finds the weights on the devices.
 _splits: "weakref.WeakKeyDictionary[Any, dict[Any, SplitModel]]" = weakref.WeakKeyDictionary()
@@ -49,8 +52,10 @@ class SplitModel:
         self._engine: Engine | None = None
         self._layout: modes.Layout | None = None
         self._sites: dict[str, tuple[Site, Calls]] = {}
-        self._code: dict[str, Code] = {}  # of the sites
+        self._hashes: dict[str, str] = {}  # of the sites
         self._looks = Looks()
+        self._structure: Structure | None = None  # that captures and weights are of
+        self._changes = 0  # calls in a row before which something changed that captures hang on
         self._resized: Mapping[str, Any] = {}
         self._state: Any = None
         self._signatures: dict[str, Any] = {}
@@ -72,7 +77,8 @@ class SplitModel:
                 reason = "the model is run by other means than a sampler"
             else:
                 try:
-                    return self._on_engine(patcher, module, original, args, kwargs)
+                    with _as_comfyui_says():
+                        return self._on_engine(patcher, module, original, args, kwargs)
                 except (Unsupported, Unreadable) as error:
                     reason = str(error)
             self.run_plain(reason)
@@ -82,7 +88,8 @@ class SplitModel:
         """Waits for the calls so far and raises what they met, before anybody looks at a result that is NaN."""
         with self._lock:
             if self._engine is not None:
-                warn_unless_finite(self._engine.synchronize())
+                with _as_comfyui_says():
+                    warn_unless_finite(self._engine.synchronize())
 
     def run_plain(self, reason: str) -> None:
         """Makes ready for a call that PyTorch runs, and says why, once for each reason."""
@@ -103,6 +110,7 @@ class SplitModel:
         start = time.monotonic()
         self._reader.weights = PatchedWeights(patcher)
         try:
+            self._follow_module()
             self._follow_patches(patcher)
             before = self._engine.programs.stats()
             site, calls = self._site(module, original.__name__)
@@ -158,13 +166,30 @@ class SplitModel:
         if name not in self._sites:
             # Messages of a capture name the class.
             site = type(type(module).__name__, (Site,), {})(module, name, self._resized)
-            self._sites[name] = site, Calls(site, self._engine, gpus=gpus_of(",".join(self.devices)))
-            self._code[name] = Code(site)
-        site, calls = self._sites[name]
-        if not self._code[name].same():  # another node has replaced a function in the model's code
-            calls.renew(module_hash(site))
-            self._code[name] = Code(site)
-        return site, calls
+            calls = Calls(site, self._engine, gpus=gpus_of(",".join(self.devices)))
+            self._sites[name] = site, calls
+            self._hashes[name] = module_hash(site)
+            calls.renew(self._hashes[name])
+        return self._sites[name]
+
+    def _follow_module(self) -> None:
+        """Where attributes or code have changed, captures are other ones; where parts have, their weights are too."""
+        before, self._structure = self._structure, self._looks.structure
+        if before is self._structure:
+            self._changes = 0
+            return
+        if before is not None and not before.parts.same_parts(self._structure.parts):
+            self._sites.clear()
+            self._engine = None
+        changed = False
+        for name, (site, calls) in self._sites.items():
+            now = module_hash(site)
+            if now != self._hashes[name]:
+                self._hashes[name], changed = now, True
+                calls.renew(now)
+        self._changes = self._changes + 1 if changed else 0
+        if self._changes > _MOST_CHANGES:
+            raise Unsupported("attributes of its parts change before every call")
 
     def _patcher(self) -> SplitPatcher | None:
         model = self._model()
@@ -269,6 +294,15 @@ class SplitModel:
             _log.info("%s, mode %s: %s\n%s", self._name(), self.mode, self._layout.meaning, report.table(self._engine.report(compiled)))
         waited = ", ".join(f"{s:.3f}" for s in after["collective_seconds"])
         _log.info("%s: call took %.3f s, in collectives %s s", self._name(), seconds, waited)
+
+
+@contextlib.contextmanager
+def _as_comfyui_says() -> Iterator[None]:
+    """Of too little memory ComfyUI frees all models and tells its user what may help, where it knows the exception."""
+    try:
+        yield
+    except _core.OutOfMemory as error:
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def _room(devices: list[str]) -> int | None:

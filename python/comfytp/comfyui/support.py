@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from ..importer.snapshot import Parts
+from ..importer.key import seen_in
+from ..importer.snapshot import Structure
 from .callouts import name_of
 from .patched_weights import PREFIX
+from .site import LOADING
 
 
 def why_not(patcher: Any, module: torch.nn.Module, original: Any, looks: "Looks") -> str | None:
@@ -36,22 +38,14 @@ class Looks:
     that a call needs: where nothing was found, later calls only see whether the parts are still what they were."""
 
     def __init__(self) -> None:
-        self._own: Parts | None = None  # which had nothing but their classes' code
+        self.structure: Structure | None = None  # which had nothing but its classes' code; another object where anything has changed
 
     def foreign(self, module: torch.nn.Module) -> str | None:
-        if self._own is not None and self._own.module is module and _same(self._own):
+        if self.structure is not None and self.structure.parts.module is module and self.structure.same():
             return None
         found = _foreign_part(module)
-        self._own = None if found else Parts(module)
+        self.structure = None if found else Structure(module, seen_in(module, LOADING), passing=LOADING)
         return found
-
-
-def _same(parts: Parts) -> bool:
-    try:
-        parts.values()
-        return parts.same()
-    except KeyError:  # an attribute is gone, so another may have come
-        return False
 
 
 def _foreign_part(module: torch.nn.Module) -> str | None:

@@ -43,6 +43,7 @@ def _around_forward(split: Any, executor: Any, *args: Any, **kwargs: Any) -> Any
 
 @torch.compiler.disable
 def _around_apply_model(split: Any, hooked: bool, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    args, kwargs = _uploaded(args, kwargs)
     module = executor.class_obj.diffusion_model
     module = getattr(module, "_orig_mod", module)  # of TorchCompileModel's
     # What may never come to the wrappers needs the weights where PyTorch looks for them.
@@ -55,6 +56,22 @@ def _around_apply_model(split: Any, hooked: bool, executor: Any, *args: Any, **k
         with _Swapped(split, module), torch.compiler.set_stance("force_eager"):
             return executor(*args, **kwargs)
     return executor(*args, **kwargs)
+
+
+def _uploaded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Conditions in host memory, as ComfyUI keeps and joins them in every step, on the latent's GPU. ComfyUI would copy them there itself, from
+    memory that is not page-locked, and the host would wait until the GPU is through with the step before."""
+    latent = args[0] if args else kwargs.get("x")
+    device = latent.device if isinstance(latent, torch.Tensor) else torch.device("cpu")
+    if device.type != "cuda":
+        return args, kwargs
+
+    def upload(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided:
+            return value.pin_memory().to(device, non_blocking=True)
+        return [upload(one) for one in value] if isinstance(value, list) else value
+
+    return tuple(map(upload, args)), {name: upload(value) for name, value in kwargs.items()}
 
 
 def _around_sampling(split: Any, executor: Any, *args: Any, **kwargs: Any) -> Any:

@@ -317,7 +317,7 @@ class Calls:
         graph = re.sub(r'key="(table\.\d+)"', lambda m: f'key="{renamed[m[1]]}"', graph)
         try:
             return Ready(program, self._engine.compile(Graph.parse(graph)))
-        except (_core.Cancelled, _core.Timeout):
+        except (_core.Cancelled, _core.Timeout, _core.DeviceFailure):  # the model can be run, though not here and now
             raise
         except _core.Error as error:
             raise Unsupported(str(error)) from error

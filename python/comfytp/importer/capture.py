@@ -112,7 +112,7 @@ def capture(module: torch.nn.Module, leaves: list[Any], spec: Any, contents: Map
             forward = _Forward(_copy_with_fakes(module, mode), fixed, spec, contents).eval()
             program = torch.export.export(forward, tuple(inputs), strict=False)
             program = program.run_decompositions(_decompositions())
-        except Unsupported:
+        except (Unsupported, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # torch raises whatever its own parts and the model's code raise
             raise Unsupported(f"{type(module).__name__} cannot be captured: {_first_line(error)}") from error

@@ -182,12 +182,26 @@ def module_hash(module: torch.nn.Module, seen: dict[int, Any] | None = None) -> 
     for name, buffer in module.named_buffers(remove_duplicate=False):
         add(name, tuple(buffer.shape), str(buffer.dtype), content_hash(buffer))
     seen = {} if seen is None else seen
-    for cls in classes_of(module):
-        add([(name, _state(_function(value), seen)) for name, value in sorted(vars(cls).items()) if isinstance(_function(value), _OF_A_CLASS)])
-    without = _NO_ATTRIBUTES | getattr(module, "passing_attributes", frozenset())
-    for name, part in module.named_modules():
-        add(name, _state(part, seen, without))
+    for state in _states(module, seen, getattr(module, "passing_attributes", frozenset())):
+        add(*state)
     return digest.hexdigest()
+
+
+def seen_in(module: torch.nn.Module, passing: frozenset[str]) -> dict[int, Any]:
+    """What module_hash() sees of a module with these passing attributes."""
+    seen: dict[int, Any] = {}
+    for _ in _states(module, seen, passing):
+        pass
+    return seen
+
+
+def _states(module: torch.nn.Module, seen: dict[int, Any], passing: frozenset[str]) -> Iterator[tuple[Any, ...]]:
+    """Pictures of its parts' classes and of its parts."""
+    for cls in classes_of(module):
+        yield ([(name, _state(_function(value), seen)) for name, value in sorted(vars(cls).items()) if isinstance(_function(value), _OF_A_CLASS)],)
+    without = _NO_ATTRIBUTES | passing
+    for name, part in module.named_modules():
+        yield name, _state(part, seen, without)
 
 
 def classes_of(module: torch.nn.Module) -> list[type]:

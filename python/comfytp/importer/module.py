@@ -59,7 +59,8 @@ def split(
         what hangs on them alone runs once.
 
     The forward is captured at the first call with each set of shapes, and kept on disk (COMFYTP_CACHE). A call that cannot be
-    captured is run by PyTorch, with one warning that says why. The module itself is never changed; its weights are read where
+    captured is run by PyTorch, with one warning that says why. A device's failure is none of that and is raised (DeviceFailure, and
+    OutOfMemory). The module itself is never changed; its weights are read where
     they lie. It runs as in eval() and without gradients.
 
     What changes in the module afterwards is seen at the next call: weights that are replaced or written to, submodules, hooks,
@@ -119,13 +120,15 @@ class SplitModule(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self._call(args, kwargs)
-        except Unsupported as reason:
-            self._stats.torch_fallbacks += 1
-            if str(reason) not in self._warned:
-                self._warned.add(str(reason))
-                # At the line that calls the module: three functions of torch stand between.
-                warnings.warn(f"comfytp: {type(self._module).__name__} runs in PyTorch, not split: {reason}", stacklevel=5)
-            return self._module(*args, **kwargs)
+        except Unsupported as error:
+            reason = str(error)
+        self._stats.torch_fallbacks += 1
+        result = self._module(*args, **kwargs)  # what fails here too fails as it would without us, and needs no warning
+        if reason not in self._warned:
+            self._warned.add(reason)
+            # At the line that calls the module: three functions of torch stand between.
+            warnings.warn(f"comfytp: {type(self._module).__name__} runs in PyTorch, not split: {reason}", stacklevel=5)
+        return result
 
     @property
     def module(self) -> torch.nn.Module:

@@ -41,9 +41,9 @@ class _Held:
 
 
 class Parts:
-    """A module's parts: which there are, of which classes, with which hooks and attributes."""
+    """A module's parts: which there are, of which classes, with which hooks and attributes. passing: attributes whose values do not count."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, passing: frozenset[str] = frozenset()) -> None:
         self._parts = list(module.modules())
         self._classes = list(map(type, self._parts))
         self.module, self.dicts = module, list(map(vars, self._parts))
@@ -51,7 +51,7 @@ class Parts:
         owners: dict[str, list[dict[str, Any]]] = {}
         for own in self.dicts:
             for name in own:
-                if name not in _STANDARD:
+                if name not in _STANDARD and name not in passing:
                     owners.setdefault(name, []).append(own)
         self._attributes = [(operator.itemgetter(name), having) for name, having in owners.items()]
         self._holders = self._holders_now()
@@ -70,9 +70,53 @@ class Parts:
             and list(map(type, self._parts)) == self._classes
         )
 
+    def same_parts(self, other: "Parts") -> bool:
+        """The very same, whatever their attributes are."""
+        return len(self._parts) == len(other._parts) and all(map(operator.is_, self._parts, other._parts))
+
     def values(self) -> list[list[Any]]:
         """Of the attributes that not every module has. Raises KeyError where one is gone."""
         return [list(map(get, having)) for get, having in self._attributes]
+
+
+class Structure:
+    """A module's parts, hooks, attributes and what these hold, and its code.
+
+    seen: what module_hash() of the module saw. members: of these dicts of each part the tensors count too, which they are, not what they hold.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, seen: dict[int, Any], members: Iterable[str] = ("_buffers",), passing: frozenset[str] = frozenset()
+    ) -> None:
+        self.parts = Parts(module, passing)
+        self._attributes = self.parts.values()
+        dicts = self.parts.dicts
+        self._members = _Held(own[name] for own in dicts for name in members)
+        # Tensors of one element are the only ones that can be equal without being the same.
+        self._single = [(d, name, t) for d in self._members.filled for name, t in d.items() if isinstance(t, torch.Tensor) and t.numel() == 1]
+        watched = {id(own[name]) for own in dicts for name in _STANDARD}
+        self._live: list[Any] = [vars(cls) for cls in classes_of(module)]
+        self._live += [value for value in seen.values() if isinstance(value, (dict, list, set)) and id(value) not in watched]
+        self._copies = [set(value) if isinstance(value, set) else list(value) if isinstance(value, list) else dict(value) for value in self._live]
+        self._code = Code(module)
+        functions = [value for value in seen.values() if isinstance(value, types.FunctionType)]
+        self._cells = [cell for function in functions for cell in function.__closure__ or ()]
+        self._cell_contents = list(map(_contents, self._cells))
+
+    def same(self) -> bool:
+        """Numbers and the like that are equal are the same, everything else is when it is the same object."""
+        try:
+            return (
+                self.parts.same()
+                and self._members.same()
+                and all(own.get(name) is tensor for own, name, tensor in self._single)
+                and self.parts.values() == self._attributes
+                and self._live == self._copies
+                and self._code.same()
+                and all(map(operator.is_, map(_contents, self._cells), self._cell_contents))
+            )
+        except Exception:  # an attribute is gone, or is one that cannot be compared, as a tensor is
+            return False
 
 
 class Snapshot:
@@ -85,41 +129,11 @@ class Snapshot:
         seen: dict[int, Any] = {}
         self.hash = module_hash(module, seen)
         self.weights = {name: parameter.detach() for name, parameter in module.named_parameters(remove_duplicate=False)}
-        self._watch_structure(module, seen)
+        self._structure = Structure(module, seen, ("_parameters", "_buffers"))
         self._watch_tensors(module, seen)
 
-    # ---- modules, hooks, attributes and what these hold
-
-    def _watch_structure(self, module: torch.nn.Module, seen: dict[int, Any]) -> None:
-        self._parts = Parts(module)
-        self._attributes = self._parts.values()
-        dicts = self._parts.dicts
-        self._members = _Held(own[name] for own in dicts for name in ("_parameters", "_buffers"))
-        # Tensors of one element are the only ones that can be equal without being the same.
-        self._single = [(d, name, t) for d in self._members.filled for name, t in d.items() if isinstance(t, torch.Tensor) and t.numel() == 1]
-        watched = {id(own[name]) for own in dicts for name in _STANDARD}
-        self._live: list[Any] = [vars(cls) for cls in classes_of(module)]
-        self._live += [value for value in seen.values() if isinstance(value, (dict, list, set)) and id(value) not in watched]
-        self._copies = [set(value) if isinstance(value, set) else list(value) if isinstance(value, list) else dict(value) for value in self._live]
-        self._code = Code(module)
-        functions = [value for value in seen.values() if isinstance(value, types.FunctionType)]
-        self._cells = [cell for function in functions for cell in function.__closure__ or ()]
-        self._cell_contents = list(map(_contents, self._cells))
-
     def same_structure(self) -> bool:
-        """Numbers and the like that are equal are the same, everything else is when it is the same object."""
-        try:
-            return (
-                self._parts.same()
-                and self._members.same()
-                and all(own.get(name) is tensor for own, name, tensor in self._single)
-                and self._parts.values() == self._attributes
-                and self._live == self._copies
-                and self._code.same()
-                and all(map(operator.is_, map(_contents, self._cells), self._cell_contents))
-            )
-        except Exception:  # an attribute is gone, or is one that cannot be compared, as a tensor is
-            return False
+        return self._structure.same()
 
     # ---- what tensors hold
 

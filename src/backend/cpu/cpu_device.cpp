@@ -39,8 +39,9 @@ CpuDevice::CpuDevice(DeviceSpec spec, int position, int count) : spec_(std::move
   threads_ = kOneThread ? 1 : static_cast<int>(cores_.size());
 }
 
-// Between two parallel regions libgomp's threads spin for a few milliseconds, then sleep (OMP_WAIT_POLICY=passive: at once); with
-// more devices than cores, and so one thread each, there are no regions. Where torch has brought its own libgomp, all this holds
+// Between two parallel regions libgomp's threads spin for a few milliseconds, then sleep (OMP_WAIT_POLICY=passive: at once), unless the
+// environment says otherwise when it is loaded, as the command line's does (apps/comfytp/main.cpp); with more devices than cores, and so
+// one thread each, there are no regions. Where torch has brought its own libgomp, all this holds
 // for that one: the thread counts set here are the calling thread's alone.
 void CpuDevice::attach() {
   bind_thread(cores_);  // before the first parallel region: OpenMP's threads inherit it
@@ -54,7 +55,9 @@ std::unique_ptr<Kernel> CpuDevice::compile(const graph::Node& node, std::span<co
   try {
     return compile_decoding(*entry, {node, in, out, threads_});
   } catch (const dnnl::error& error) {
-    fail("[{}] oneDNN on {}: {} (status {})", node.op->name(), spec_.name(), error.what(), static_cast<int>(error.status));
+    const auto text = fmt::format("[{}] oneDNN on {}: {} (status {})", node.op->name(), spec_.name(), error.what(), static_cast<int>(error.status));
+    if (error.status == dnnl_out_of_memory) throw OutOfMemory(text);
+    throw Error(text);
   }
 }
 
@@ -70,10 +73,12 @@ void CpuDevice::expect_compute(DType dtype) const {
 }
 
 void* CpuDevice::allocate(std::int64_t bytes) {
-  require(spec_.limit_bytes == 0 || allocated_ + bytes <= spec_.limit_bytes,
-          "[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_, spec_.limit_bytes);
+  if (spec_.limit_bytes != 0 && allocated_ + bytes > spec_.limit_bytes)
+    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_,
+                                  spec_.limit_bytes));
   void* memory = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
-  require(memory, "[memory] {} needs {} bytes more, has {} in use and got none from the system", spec_.name(), bytes, allocated_);
+  if (!memory)
+    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and got none from the system", spec_.name(), bytes, allocated_));
   allocated_ += bytes;
   return memory;
 }

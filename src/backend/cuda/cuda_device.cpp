@@ -58,7 +58,14 @@ CudaDevice::~CudaDevice() {
 std::unique_ptr<Kernel> CudaDevice::compile(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out) {
   const auto* entry = find_kernel(node);
   require(entry, "[{}] {} has no kernel for this op", node.op->name(), spec_.name());
-  return entry->make({node, in, out, context_});
+  try {
+    return entry->make({node, in, out, context_});
+  } catch (const DeviceFailure&) {
+    throw;
+  } catch (const Error&) {  // of a device that has failed before, a library may say that it has nothing for it
+    if (const auto status = cudaStreamQuery(context_.stream); status != cudaErrorNotReady) check(status, "an earlier failure");
+    throw;
+  }
 }
 
 bool CudaDevice::decodes(const graph::Node& node, std::size_t i) const {
@@ -75,14 +82,16 @@ void CudaDevice::expect_compute(DType dtype) const {
 }
 
 void* CudaDevice::allocate(std::int64_t bytes) {
-  require(spec_.limit_bytes == 0 || allocated_ + bytes <= spec_.limit_bytes, "[memory] {} needs {} bytes more, has {} in use and a limit of {}",
-          spec_.name(), bytes, allocated_, spec_.limit_bytes);
+  if (spec_.limit_bytes != 0 && allocated_ + bytes > spec_.limit_bytes)
+    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_,
+                                  spec_.limit_bytes));
   void* memory = nullptr;
   if (cudaMalloc(&memory, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))) != cudaSuccess) {
     cudaGetLastError();
     std::size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    fail("[memory] {} needs {} bytes more, has {} in use here and {} free of {}", spec_.name(), bytes, allocated_, gib(free), gib(total));
+    throw OutOfMemory(
+        fmt::format("[memory] {} needs {} bytes more, has {} in use here and {} free of {}", spec_.name(), bytes, allocated_, gib(free), gib(total)));
   }
   allocated_ += bytes;
   return memory;

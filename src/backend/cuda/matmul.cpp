@@ -107,6 +107,7 @@ void Matmul::choose() {
   int count = 0;
   const auto status = cublasLtMatmulAlgoGetHeuristic(context_.cublas, operation_, w_, x_, y_, y_, preference, kCandidates, found.data(), &count);
   cublasLtMatmulPreferenceDestroy(preference);
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE) check(status, "choosing a matmul");
   require(status == CUBLAS_STATUS_SUCCESS && count > 0, "[cuda] cuBLASLt has no algorithm for {} on {} ({})", key, context_.name,
           cublasLtGetStatusString(status));
   int best = 0;

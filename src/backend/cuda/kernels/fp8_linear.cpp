@@ -56,6 +56,8 @@ class Fp8Product {
     sizes.bias = !steps.empty() && steps[0] == "bias";
     try {
       return std::make_shared<Fp8Product>(std::make_shared<Matmul>(site.context, sizes), Epilogue(site, y.size() - 1, sizes.bias ? 1 : 0), sizes.bias);
+    } catch (const DeviceFailure&) {
+      throw;
     } catch (const Error&) {  // the library has no algorithm for these sizes
       return nullptr;
     }
