@@ -155,11 +155,24 @@ class Lowering {
       empty = empty && numel(op.out[i].shape) == 0;
     }
     if (empty) return;
+    if (graph::is(node, "linears")) lay_side_by_side(out);
     PendingLaunch launch = kernel(node, in, out);
     for (std::size_t i = 0; i < in.size(); ++i)
       if (!in[i].weight && in[i].type == op.out[0] && graph::same_memory(op.out[0].shape, in[i].order, out[0].order) && node.op->in_place(op, i))
         launch.may_overwrite.push_back(i);
     assembly_.add(phase, std::move(launch));
+  }
+
+  // In one piece, each at a multiple of kAlignment, as weights that are loaded together lie: so one matmul can write them all.
+  void lay_side_by_side(const std::vector<Value>& values) {
+    std::vector<std::int64_t> offsets;
+    std::int64_t end = 0;
+    for (const Value& v : values) {
+      offsets.push_back(aligned(end));
+      end = offsets.back() + v.type.bytes();
+    }
+    const int whole = assembly_.add_block(end);
+    for (std::size_t i = 0; i < values.size(); ++i) assembly_.lay_within(values[i].home.block, whole, offsets[i]);
   }
 
   // Bytes of a step along dimension `dim` of a value that lies in `order` with nothing outside of that dimension, so that its parts lie

@@ -49,8 +49,8 @@ OpCase fp8_linear(const std::string& name, Shape x, std::int64_t o, const std::s
 }
 
 // One linear of each number of outputs, every other with a bias.
-OpCase fp8_linears(const std::string& name, Shape x, std::vector<std::int64_t> outputs) {
-  return {"linears_in_fp8_" + name,
+OpCase linears(const std::string& name, Shape x, std::vector<std::int64_t> outputs, bool fp8 = false) {
+  return {(fp8 ? "linears_in_fp8_" : "linears_") + name,
           [=](Builder& b) {
             std::vector<ValueId> in = {input(b, x)};
             Ints biased;
@@ -59,9 +59,11 @@ OpCase fp8_linears(const std::string& name, Shape x, std::vector<std::int64_t> o
               biased.push_back(biased.size() % 2);
               if (biased.back()) in.push_back(b.weight("b" + std::to_string(in.size()), {o}));
             }
-            return b.concat(b.graph.add_node(graph::find_op("linears"), in, {{"biased", biased}, {"product", std::string("fp8")}}), static_cast<std::int64_t>(x.size()) - 1);
+            graph::Attrs attrs = {{"biased", biased}};
+            if (fp8) attrs.set("product", std::string("fp8"));
+            return b.concat(b.graph.add_node(graph::find_op("linears"), in, attrs), static_cast<std::int64_t>(x.size()) - 1);
           },
-          true, 0.05};
+          true, fp8 ? 0.05 : 0};
 }
 
 OpCase conv(const std::string& name, Shape x, Shape k, Ints stride, Ints padding, const std::string& epilogue = "",
@@ -142,8 +144,9 @@ void add_contractions(std::vector<OpCase>& cases) {
   const std::string all = "bias,silu,mul,add,gelu";
   for (auto& c : {fp8_linear("plain", {2, 40, 64}, 96), fp8_linear("biased", {77, 272}, 48, "bias,silu"), fp8_linear("few_rows", {3, 64}, 32, "bias"),
                   fp8_linear("odd", {40, 52}, 24), fp8_linear("no_rows", {0, 32}, 16), fp8_linear("far_from_zero", {64, 96}, 32, "", "offset"),
-                  fp8_linears("qkv", {2, 40, 64}, {96, 48, 48}), fp8_linears("some_odd", {40, 64}, {24, 32, 40}), fp8_linears("one_odd", {40, 52}, {24}),
-                  fp8_linears("few_rows", {3, 64}, {32, 16}), fp8_linears("no_rows", {0, 32}, {16, 16}),
+                  linears("qkv", {2, 40, 64}, {96, 48, 48}, true), linears("some_odd", {40, 64}, {24, 32, 40}, true), linears("one_odd", {40, 52}, {24}, true),
+                  linears("few_rows", {3, 64}, {32, 16}, true), linears("no_rows", {0, 32}, {16, 16}, true),
+                  linears("qkv", {2, 40, 64}, {96, 48, 48}), linears("one", {40, 52}, {24}), linears("few_rows", {3, 64}, {32, 16}), linears("no_rows", {0, 32}, {16, 16}),
                   linear("plain", {6, 32}, 64),
                   linear("odd", {2, 5, 13}, 7, "bias"),
                   linear("one_row", {1, 96}, 80, "bias,silu"),

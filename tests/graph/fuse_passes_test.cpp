@@ -311,6 +311,24 @@ TEST_F(FuseMixed, RoundsNothingThatTheGraphKeepsWide) {
   for (const auto* node : after.all("fused_norm")) EXPECT_EQ(after.type(node->outputs[0]).dtype, DType::f32) << to_text(after);
 }
 
+// A GPU is filled by one matmul for all of them, where each alone would leave most of it idle.
+TEST_F(FusePasses, SmallLinearsOfOneXAreOne) {
+  const auto tokens = b.input("tokens", {2, 40, 6}, DType::f32);
+  for (const char* name : {"q", "k", "v"}) g.add_output(name, plain(tokens, 8, name));
+  EXPECT_EQ(fused(g), "linears");
+}
+
+TEST_F(FusePasses, LinearsThatHaveNothingInCommonStayAlone) {
+  const auto tokens = b.input("tokens", {2, 40, 6}, DType::f32), others = b.input("others", {2, 40, 6}, DType::f32);
+  g.add_output("wide", plain(tokens, 8, "wide"));
+  g.add_output("narrow", plain(tokens, 4, "narrow"));
+  g.add_output("other", plain(others, 4, "other"));
+  g.add_output("biased", linear(others, 4, "biased"));
+  g.add_output("few", plain(x, 4, "few"));
+  g.add_output("rows", plain(x, 4, "rows"));
+  EXPECT_EQ(fused(g), "linear linear linear linear linear linear");
+}
+
 // Rotary positions: pairs of neighbours along the last dimension turn by angles.
 struct FuseRopes : FusePasses {
   ValueId cos = b.input("cos", {20, 6}, DType::f32), sin = b.input("sin", {20, 6}, DType::f32);

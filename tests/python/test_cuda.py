@@ -278,6 +278,24 @@ def test_products_in_fp8_are_a_few_hundredths_off_and_keep_weights_as_they_are(d
         fp8.synchronize()
 
 
+@pytest.mark.parametrize(("rows", "outputs"), [(200, 512), (77, 100), (64, 33)])  # side by side in steps of their own size, and of more
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_linears_of_one_x_give_what_each_gives(dtype, rows, outputs):
+    graph, names = comfytp.Graph(), ("q", "k", "v")
+    x = graph.input("x", [2, rows, 256], dtype)
+    for name in names:
+        graph.output(name, graph.add("linear", [x, graph.weight(name, [outputs, 256], dtype)]))
+    torch.manual_seed(0)
+    kind = {"f32": torch.float32, "f16": torch.half, "bf16": torch.bfloat16}[dtype]
+    weights = {name: (torch.randn(outputs, 256) / 16).to(kind) for name in names}
+    engine = comfytp.Engine(graph, weights, "cuda:0")
+    x = torch.randn(2, rows, 256, device="cuda", dtype=kind)
+    for result in (engine(x=x), engine(x=x)):
+        for name in names:
+            expected = torch.nn.functional.linear(x.double(), weights[name].cuda().double())
+            assert relative_error(result[name].double(), expected) <= {"f32": 1e-5, "f16": 1e-3, "bf16": 5e-3}[dtype]
+
+
 @pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="no fp8 here")
 def test_linears_of_one_x_round_it_once_and_give_what_each_gives_alone():
     def of(names, weights):

@@ -194,6 +194,26 @@ TEST(Lowering, OnlyWeightsWithOneKindOfReaderArePacked) {
   EXPECT_EQ(l.program.weights.size(), 3u);
 }
 
+// So that one matmul can do them all.
+TEST(Lowering, LinearsOfOneXReadAndWriteSideBySide) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {70, 6}, DType::f32);
+  for (const char* name : {"q", "k", "v"}) {
+    const auto y = b.linear(x, b.weight(name, {5, 6}), -1, name);
+    g.add_output(name, b.unary("cos", y));
+  }
+  const Lowered l(g, g, DType::f32, true);
+  ASSERT_FALSE(l.program.step.empty());
+  const auto& launch = l.program.step[0];
+  EXPECT_EQ(launch.work.op, "linears");
+  ASSERT_EQ(launch.out.size(), 3u);
+  for (std::size_t k = 0; k < 3; ++k) {
+    EXPECT_EQ(launch.out[k].offset, launch.out[0].offset + static_cast<std::int64_t>(k) * runtime::aligned(70 * 5 * 4));
+    EXPECT_EQ(l.program.weights[k], launch.in[1 + k].weight);
+  }
+}
+
 TEST(Lowering, GatheredWeightsPassThroughTheArenaAndStayStored) {
   const Graph g = graph::normalise(small_unet());
   const auto mesh = sharding::Mesh::parse("patch=2");

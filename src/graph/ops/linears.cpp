@@ -1,5 +1,5 @@
-// linears: several linears of one x, so that a backend may make ready once what they all read: x rounded to fp8. fuse() makes it on a device's
-// graph, of linears that stand together and ask for their products in fp8.
+// linears: several linears of one x, so that a backend may multiply them together, or make ready once what they all read: x rounded to fp8.
+// fuse() makes it on a device's graph, of linears that stand together: small ones, and those that ask for their products in fp8.
 #include "graph/ops/linears.h"
 
 #include "base/error.h"
@@ -17,7 +17,7 @@ std::vector<T> of(const LinearOfSeveral& one, std::span<const T> all) {
 }
 
 // Inputs: x [.., i], the weights [o, i], the biases [o] of those that have one. Outputs: one of each linear. Attributes: biased, for each linear
-// 1 or 0; product, as linear's.
+// 1 or 0; product, where they ask for one, as linear's.
 class Linears final : public Op {
  public:
   std::string_view name() const override { return "linears"; }

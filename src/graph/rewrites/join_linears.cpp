@@ -7,11 +7,10 @@
 namespace comfytp::graph {
 namespace {
 
-// A linear that is made ready in a way that others over its x can share.
-bool asks(const Node& node) {
-  const auto epilogue = is(node, "linear") ? node.attrs.text_or("epilogue", "") : "none";
-  return node.attrs.has("product") && (epilogue.empty() || epilogue == "bias");
-}
+// Results of one linear up to which one matmul for several is faster than one for each: with more, each fills a GPU by itself.
+constexpr std::int64_t kFew = 6 << 20;
+// Rows that are multiplied as a matrix, and not one by one.
+constexpr std::int64_t kLeastRows = 64;
 
 class Joiner {
  public:
@@ -32,6 +31,20 @@ class Joiner {
 
  private:
   const Node& at(std::size_t i) const { return graph_.nodes()[i]; }
+
+  // A linear that others over its x can share something with: x rounded to fp8, or the matmul itself.
+  bool joins_others(const Node& node) const {
+    const auto epilogue = is(node, "linear") ? node.attrs.text_or("epilogue", "") : "none";
+    if (node.attrs.has("product")) return epilogue.empty() || epilogue == "bias";
+    if (!epilogue.empty() || node.inputs.size() != 2 || !is(graph_.producer(node.inputs[1]), "weight")) return false;
+    const auto results = numel(graph_.type(node.outputs[0]).shape), outputs = graph_.type(node.outputs[0]).shape.back();
+    return results <= kFew && results >= kLeastRows * outputs;
+  }
+  // Plain ones are multiplied together, by weights of one shape.
+  bool alike(const Node& a, const Node& b) const {
+    if (a.attrs.text_or("product", "") != b.attrs.text_or("product", "")) return false;
+    return a.attrs.has("product") || graph_.type(a.inputs[1]) == graph_.type(b.inputs[1]);
+  }
   std::size_t maker(ValueId id) const { return static_cast<std::size_t>(graph_.value(id).node); }
 
   // There before node i, or made of a weight alone, by nothing that the devices must meet for.
@@ -50,12 +63,12 @@ class Joiner {
     };
     for (std::size_t i = 0; i < graph_.nodes().size(); ++i) {
       const Node& node = at(i);
-      if (!asks(node)) {
+      if (!joins_others(node)) {
         if (is_heavy(node) || node.op->collective()) close();
         continue;
       }
       const bool joins = !open.empty() && at(open[0]).inputs[0] == node.inputs[0] && varies_[open[0]] == varies_[i] &&
-                         at(open[0]).attrs.text("product") == node.attrs.text("product") &&
+                         alike(at(open[0]), node) &&
                          std::all_of(node.inputs.begin(), node.inputs.end(), [&](ValueId id) { return is_there(id, open[0]); });
       if (!joins) close();
       open.push_back(i);
@@ -80,8 +93,9 @@ class Joiner {
       kept_[i] = true;
     }
     for (ValueId id : inputs) keep(maker(id));
-    const auto outputs = rewriter_.target.add_node(find_op("linears"), rewriter_.mapped(inputs), {{"biased", biased}, {"product", at(group[0]).attrs.text("product")}},
-                                                   at(group[0]).name);
+    Attrs attrs = {{"biased", biased}};
+    if (at(group[0]).attrs.has("product")) attrs.set("product", at(group[0]).attrs.text("product"));
+    const auto outputs = rewriter_.target.add_node(find_op("linears"), rewriter_.mapped(inputs), std::move(attrs), at(group[0]).name);
     for (std::size_t k = 0; k < group.size(); ++k) rewriter_.map[static_cast<std::size_t>(at(group[k]).outputs[0])] = outputs[k];
   }
 
