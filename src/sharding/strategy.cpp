@@ -120,6 +120,11 @@ class Strategy {
     }
     std::stable_sort(candidates.begin(), candidates.end(),
                      [](const FactorGroup* a, const FactorGroup* b) { return a->leave * b->weights < b->leave * a->weights; });
+    // Of a small model everything is little work: there what is far less than the rest stays whole.
+    std::vector<double> usual;
+    for (const auto* group : candidates) usual.push_back(group->work / group->leave);
+    std::sort(usual.begin(), usual.end());
+    if (!usual.empty()) least_work_ = std::min(least_work_, usual[usual.size() / 2] / 2);
     std::vector<std::string> whole;
     for (const auto* group : candidates) {
       if (!free_of(*group, axis)) continue;
@@ -271,7 +276,7 @@ class Strategy {
 
   const Graph& graph_;
   const Mesh& mesh_;
-  const double least_work_;
+  double least_work_;
   FactorGroups groups_;
   std::vector<int> uses_;
   std::map<ValueId, std::vector<int>> readers_;

@@ -244,7 +244,10 @@ def test_ranks_of_one_device_have_names_of_their_own(comfytp, checkpoint, tmp_pa
     assert [d["name"] for d in plan.json["report"]["devices"]] == ["cuda:0#0", "cuda:0#1"]
     file = tmp_path / "plan.json"
     file.write_text(plan.out)
-    assert comfytp("plan", checkpoint, "--plan", file, *SMALL, "--json").json["report"] == plan.json["report"]
+    again = comfytp("plan", checkpoint, "--plan", file, *SMALL, "--json").json["report"]
+    told = plan.json["report"]
+    told["notes"] = [note for note in told["notes"] if "is done whole" not in note]  # what the strategy chose is the plan's now
+    assert again == told
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here")
