@@ -54,7 +54,7 @@ def test_two_ranks_give_what_one_gives(unet_of, devices, communicator, mesh, pla
     assert all(torch.equal(two, denoiser(**inputs)) for _ in range(3)), "bits repeat"
 
 
-def test_200_calls_take_no_more_memory_on_either_gpu(unet_of, devices, communicator):
+def test_500_calls_take_no_more_memory_on_either_gpu(unet_of, devices, communicator):
     unet = unet_of("sdxl")
     denoiser = denoiser_of(unet, devices, mesh="tensor=2", compute="f16", communicator=communicator)
     calls = [make_call(unet, batch, 32, 40).inputs() for batch in (1, 2)]
@@ -67,7 +67,7 @@ def test_200_calls_take_no_more_memory_on_either_gpu(unet_of, devices, communica
         return free_memory()
 
     before = free_after(20)
-    assert all(b - a <= 4 << 20 for b, a in zip(before, free_after(200), strict=True))
+    assert all(b - a <= 4 << 20 for b, a in zip(before, free_after(500), strict=True))
 
 
 def test_a_dead_engine_leaves_nothing_on_either_gpu(unet_of, devices, communicator):
