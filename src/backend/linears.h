@@ -14,7 +14,8 @@ class ComposedLinears final : public Kernel {
  public:
   /// `compile(node, in, out)` makes the backend's kernel of a node.
   template <typename Compile>
-  ComposedLinears(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out, const Compile& compile) : all_(graph::linears_of(node.attrs)) {
+  ComposedLinears(const graph::Node& node, std::span<const Operand> in, std::span<const Operand> out, const Compile& compile)
+      : all_(graph::linears_of(node.attrs)) {
     for (std::size_t k = 0; k < all_.size(); ++k) {
       const graph::Node linear{&graph::find_op("linear"), all_[k].attrs, {}, {}, node.name};
       std::vector<Operand> operands;

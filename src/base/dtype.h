@@ -27,6 +27,7 @@ constexpr int size_of(DType t) {
   }
 }
 
+constexpr bool is_fp8(DType t) { return t == DType::f8_e4m3 || t == DType::f8_e5m2; }
 constexpr bool is_float(DType t) { return t <= DType::f8_e5m2; }
 
 /// The short name used in graphs, plans and messages: "f32", "bf16", "f8_e4m3", …

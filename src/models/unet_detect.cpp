@@ -194,7 +194,7 @@ class Detector {
       const auto scale = owner_of(key) + name;
       if (!source_.has(scale)) continue;
       const auto& info = source_.info(scale);
-      const bool fp8 = weight.dtype == DType::f8_e4m3 || weight.dtype == DType::f8_e5m2;
+      const bool fp8 = is_fp8(weight.dtype);
       require(fp8 && is_float(info.dtype) && numel(info.shape) == 1 && !unet_.scales.contains(key),
               "[models] {}: expected a quantised {} in fp8 with one scale but it is {} with a scale {} of {}{}: such weights are read by the ComfyUI node only",
               name_, key, name_of(weight.dtype), weights::in_quotes(scale), name_of(info.dtype), to_string(info.shape));

@@ -32,7 +32,8 @@ std::vector<std::string> rank_names(const std::vector<backend::DeviceSpec>& devi
 sharding::Mesh default_mesh(const std::vector<backend::DeviceSpec>& devices);
 /// What sharding::decide() leaves whole between these devices, in multiplications for a channel that is sent. Two bytes of a sum cross two
 /// H100s' NVLink in the time of 3300 of their multiplications in f16 (550 TFLOP/s, 330 GB/s; docs/performance.md), and an RTX 3090's in that
-/// of 1400: so between GPUs 1500, below which a cut seldom pays. Between CPUs, which share a memory, it always does.
+/// of 1400: so between GPUs 1500, below which a cut seldom pays (a small model's groups are compared with each other instead, since its weights
+/// shall be divided all the same). Between CPUs, which share a memory, it always does.
 double least_work(const std::vector<backend::DeviceSpec>& devices);
 /// Throws Error when the mesh has not one device a coordinate.
 void check(const Plan& plan);

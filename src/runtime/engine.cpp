@@ -30,7 +30,7 @@ void check_tensors(const std::string& what, const Types& expected, const Tensors
     const TensorView& view = it->second;
     require(view.shape == type.shape && view.strides.size() == view.shape.size(), "[run] expected {} '{}' of shape {} but got {}", what, name,
             to_string(type.shape), to_string(view.shape));
-    const bool fp8 = view.dtype == DType::f8_e4m3 || view.dtype == DType::f8_e5m2;
+    const bool fp8 = is_fp8(view.dtype);
     require(is_float(type.dtype) == is_float(view.dtype) && !(fp8 && what == "output"), "[run] expected {} '{}' in {} but got {}", what, name,
             is_float(type.dtype) ? "a floating dtype" : "an integer dtype", name_of(view.dtype));
     require(view.data || view.numel() == 0, "[run] expected memory for {} '{}' but got none", what, name);

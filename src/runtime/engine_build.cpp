@@ -66,7 +66,7 @@ void Engine::State::measure() {
 graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, std::vector<std::string>& notes) const {
   auto asking = graph::multiply_in_fp8(graph, [&](const std::string& key) {
     const auto found = source->tensors().find(key);
-    return found != source->tensors().end() && (found->second.dtype == DType::f8_e4m3 || found->second.dtype == DType::f8_e5m2);
+    return found != source->tensors().end() && is_fp8(found->second.dtype);
   });
   bool any = false, narrow = false;
   for (const auto& node : asking.nodes()) {
@@ -82,14 +82,15 @@ graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, std::ve
     // What stands in for a device that is not here says nothing of that one.
     if (!multiplies_in_fp8[d] && ranks[d].name == name) without.push_back(name);
   }
+  std::sort(without.begin(), without.end());
   without.erase(std::unique(without.begin(), without.end()), without.end());
   if (!any)
     notes.push_back("fp8: nothing is multiplied in it, for no linear's weight is stored in it");
+  else if (!narrow)
+    notes.push_back("fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16");
   else if (!without.empty())
     notes.push_back(fmt::format("fp8: {} {} cannot (GPUs can from sm_89 on)", able ? "some weights are decoded, for" : "nothing is multiplied in it, for",
                                 fmt::join(without, ", ")));
-  else if (!narrow)
-    notes.push_back("fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16");
   return any && narrow && able ? asking : graph;
 }
 

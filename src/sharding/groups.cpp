@@ -125,7 +125,7 @@ double FactorGroups::divided_weights(int node, int factor) const {
   return elements;
 }
 
-// The tokens that a step's attention is taken to have, since no shape of a call decides what is cut: those of SDXL's longest blocks.
+// The tokens that a step's attention is taken to have, since no shape of a call decides what is cut: those of most of SDXL's blocks at its own size.
 constexpr double kTokens = 1024;
 
 // The channels of a token of a node's output: the free factors of its weight. A sum of activations has one, a product of activations

@@ -67,7 +67,8 @@ bool is_heavy(const graph::Rule& rule);
 /// Gives the groups of a normalised graph to the mesh's axes: batch (the samples), patch (rows and tokens), tensor (heads,
 /// feed-forwards, inner channels, and what is left by output channels). What is cut of the weights depends on the model and the mesh
 /// alone, not on the shape of the call. Where tensor's cuts are not given, what divides fewer than `least_work` multiplications for a
-/// channel that it sends stays whole, if that is less than half of what the model's groups usually do. Throws Error when the mesh's own cuts name what the model has not or cannot cut so.
+/// channel that it sends stays whole, if that is less than half of what the model's groups usually do. Throws Error when the mesh's own
+/// cuts name what the model has not or cannot cut so.
 Decision decide(const graph::Graph& graph, const Mesh& mesh, double least_work = 0);
 
 }  // namespace comfytp::sharding

@@ -36,18 +36,19 @@ float reduce(Communicator& c, float value) {
   return result;
 }
 
-// A number on every rank, where it computes, and the place for their sum.
+// Ones on every rank, where it computes, and the place for their sum.
 struct Numbers {
   std::vector<Tensor> in, out;
-  explicit Numbers(const Group& group) {
+  explicit Numbers(const Group& group, std::int64_t count = 1) {
     for (std::size_t r = 0; r < group.ranks.size(); ++r) {
-      in.emplace_back(Shape{1}, DType::f32);
-      out.emplace_back(Shape{1}, DType::f32);
-      store_element(in.back().view.data, DType::f32, 0, 1);
+      in.emplace_back(Shape{count}, DType::f32);
+      out.emplace_back(Shape{count}, DType::f32);
+      for (std::int64_t i = 0; i < count; ++i) store_element(in.back().view.data, DType::f32, i, 1);
     }
   }
   void expect_sum() const {
-    for (const auto& sum : out) EXPECT_EQ(sum.value(0), static_cast<float>(out.size()));
+    for (const auto& sum : out)
+      for (const auto i : {std::int64_t{0}, sum.view.numel() - 1}) EXPECT_EQ(sum.value(i), static_cast<float>(out.size()));
   }
 };
 
@@ -213,7 +214,7 @@ INSTANTIATE_TEST_SUITE_P(Groups, OnDevice, ::testing::ValuesIn(groups_of(cuda_gr
 
 class RecordedSum {
  public:
-  explicit RecordedSum(Group& group) : group_(group), numbers_(group), views_(group.put(by_rank(numbers_.in, numbers_.out))), recordings_(views_.size()) {
+  explicit RecordedSum(Group& group, std::int64_t count = 1) : group_(group), numbers_(group, count), views_(group.put(by_rank(numbers_.in, numbers_.out))), recordings_(views_.size()) {
     group_.run([&](Communicator& c, backend::Device* device) {
       const auto& v = views_[static_cast<std::size_t>(c.rank())];
       recordings_[static_cast<std::size_t>(c.rank())] = device->record([&] { c.all_reduce(v[0], v[1]); });
@@ -225,6 +226,12 @@ class RecordedSum {
       if (c.rank() + 1 == c.size()) return last();
       replay(c, *device);
     });
+  }
+  std::vector<std::exception_ptr> replay_while(const std::function<void()>& other) {
+    std::thread thread(other);
+    auto errors = group_.on_ranks([&](Communicator& c, backend::Device* device) { replay(c, *device); });
+    thread.join();
+    return errors;
   }
   // All; the recordings are gone then.
   void expect_works() {
@@ -281,6 +288,20 @@ TEST_P(OnDevice, CancellingWakesAllRanks) {
   for (std::size_t r = 0; r + 1 < errors.size(); ++r) EXPECT_TRUE(is_a<Cancelled>(errors[r])) << message(errors[r]);
   sum.expect_works();
   expect_works(group);
+}
+
+// Some threads of a block are rounds ahead of the others when they are told to stop.
+TEST_P(OnDevice, CancellingAmongManyRoundsEndsThemAll) {
+  for (int i = 0; i < 12; ++i) {
+    Group group(GetParam());
+    RecordedSum sum(group, 6 << 20);
+    const auto errors = sum.replay_while([&] {
+      std::this_thread::sleep_for(std::chrono::microseconds(100 * i));
+      group.abort->raise(Abort::Kind::cancelled, "cancelled");
+    });
+    for (const auto& error : errors) EXPECT_TRUE(!error || is_a<Cancelled>(error)) << message(error);
+    sum.expect_works();
+  }
 }
 
 }  // namespace

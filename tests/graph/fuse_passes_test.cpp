@@ -326,7 +326,7 @@ TEST_F(FusePasses, LinearsThatHaveNothingInCommonStayAlone) {
   g.add_output("biased", linear(others, 4, "biased"));
   g.add_output("few", plain(x, 4, "few"));
   g.add_output("rows", plain(x, 4, "rows"));
-  EXPECT_EQ(fused(g), "linear linear linear linear linear linear");
+  EXPECT_EQ(fused(g), "linear linear linear linear(bias) linear linear");
 }
 
 // Rotary positions: pairs of neighbours along the last dimension turn by angles.

@@ -109,7 +109,7 @@ def test_f16_modules_multiply_in_f16_where_devices_do(name, halves):
     module = denoisers.make(name).half()
     leaves, spec = tree_flatten(((), as_dtype(denoisers.call_arguments(name, seed=2), torch.float16)))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    graph = import_call(module, leaves, spec, [f"x{i}" for i in range(len(tensors))], ["call"] * len(tensors), halves=halves).graph
+    graph = import_call(module, leaves, spec, [f"x{i}" for i in range(len(tensors))], ["call"] * len(tensors), None, halves).graph
     products = re.findall(r"= (?:linear|conv\dd|attention)\(.* : (\w+)\[", graph)
     assert len(products) > 5
     wide = sum(dtype == "f32" for dtype in products)  # some models keep an embedding in fp32

@@ -133,12 +133,17 @@ class SplitPatcher(_Plain):
         super().pre_run()
 
     def get_free_memory(self, device: torch.device) -> int:
-        """Asked in every step, for how many conditions one call may have. The answer takes the host a millisecond, and may wait for what the
-        GPU does: so one serves all steps."""
+        """Asked in every step, for how many conditions one call may have. It takes the host some time: so one answer serves until the engine
+        takes other memory."""
         free = {} if self._free is None else self._free
         if device not in free:
             free[device] = super().get_free_memory(device)
         return free[device]
+
+    def memory_changed(self) -> None:
+        """Of what is free."""
+        if self._free is not None:
+            self._free = {}
 
     def cleanup(self) -> None:
         if self._twin is not None:

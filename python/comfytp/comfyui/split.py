@@ -122,6 +122,8 @@ class SplitModel:
                     self._engine.synchronize()  # what is told is how long it took
             finally:
                 after = self._engine.programs.stats()
+                if any(before[what] != after[what] for what in ("uploaded_bytes", "programs_built")):
+                    patcher.memory_changed()
                 counters.add(uploaded_bytes=after["uploaded_bytes"] - self._counted, captures=calls.stats.captures - captures)
                 self._counted = after["uploaded_bytes"]
         finally:

@@ -67,8 +67,11 @@ def _uploaded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any,
         return args, kwargs
 
     def upload(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided:
-            return value.pin_memory().to(device, non_blocking=True)
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided and value.numel():
+            try:
+                return value.pin_memory().to(device, non_blocking=True)
+            except RuntimeError:  # no memory can be locked here
+                return value
         return [upload(one) for one in value] if isinstance(value, list) else value
 
     return tuple(map(upload, args)), {name: upload(value) for name, value in kwargs.items()}

@@ -34,7 +34,15 @@ class Output:
     dtype: torch.dtype
 
 
-def import_call(module: torch.nn.Module, leaves: list[Any], spec: Any, names: Sequence[str], varies: Sequence[str], contents: Mapping[int, torch.Tensor] | None = None, halves: bool = False) -> Program:
+def import_call(
+    module: torch.nn.Module,
+    leaves: list[Any],
+    spec: Any,
+    names: Sequence[str],
+    varies: Sequence[str],
+    contents: Mapping[int, torch.Tensor] | None,
+    halves: bool,
+) -> Program:
     """names and varies ("call" or "prompt"): of each tensor among the leaves. contents: of those, by their number, that are
     part of what the program is made for. halves: devices compute in f16, otherwise what is f16 is widened. Raises Unsupported."""
     captured = capture(module, leaves, spec, contents)

@@ -33,7 +33,7 @@ class GraphWriter:
     """Values are ints. A value of rank 0 is held as [1], since views have no rank 0; constants of rank 0 exist. halves: see
     computed()."""
 
-    def __init__(self, halves: bool = False) -> None:
+    def __init__(self, halves: bool) -> None:
         self.graph = Graph()
         self._halves = halves
         self.tables: dict[str, torch.Tensor] = {}  # constants that are weights, by key

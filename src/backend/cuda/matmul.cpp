@@ -90,7 +90,8 @@ void Matmul::release() {
 void Matmul::choose() {
   const auto& s = sizes_;
   auto& tuning = tuning_of(context_);
-  const auto key = fmt::format("matmul {}{} {}x{}->{} batch {} strides {} {} {}{}{}", name_of(s.dtype), s.fp8_weight ? fmt::format(" of {}", name_of(*s.fp8_weight)) : "", s.rows, s.inner, s.outputs, s.batch, s.x_stride,
+  const auto stored = s.fp8_weight ? fmt::format(" of {}", name_of(*s.fp8_weight)) : "";
+  const auto key = fmt::format("matmul {}{} {}x{}->{} batch {} strides {} {} {}{}{}", name_of(s.dtype), stored, s.rows, s.inner, s.outputs, s.batch, s.x_stride,
                                s.w_stride, s.y_stride, s.w_transposed ? " transposed" : "", s.bias ? " bias" : "");
   cublasLtMatmulHeuristicResult_t result{};
   if (const auto known = tuning.find(key); known && from_hex(*known, algorithm_) &&
@@ -115,7 +116,8 @@ void Matmul::choose() {
   if (count > 1) {
     Stopwatch watch(context_.stream);
     void *x = watch.allocate(bytes(s.rows * s.inner, s.x_stride)), *w = watch.allocate(bytes(s.outputs * s.inner, s.w_stride)),
-         *y = watch.allocate(bytes(s.rows * s.outputs, s.y_stride)), *bias = watch.allocate(s.outputs * size_of(s.dtype)), *work = watch.allocate(kMostWorkspace), *scale = watch.allocate(sizeof(float));
+         *y = watch.allocate(bytes(s.rows * s.outputs, s.y_stride)), *bias = watch.allocate(s.outputs * size_of(s.dtype)),
+       *work = watch.allocate(kMostWorkspace), *scale = watch.allocate(sizeof(float));
     float shortest = Stopwatch::kNever;
     for (int i = 0; x && w && y && bias && work && scale && i < count; ++i) {
       const auto& candidate = found[static_cast<std::size_t>(i)];

@@ -16,6 +16,9 @@ inline void check(cudaError_t status, const char* what) {
   cudaGetLastError();  // so that the next call does not report it again
   const auto text = fmt::format("[cuda] {}: {}", what, cudaGetErrorString(status));
   if (status == cudaErrorMemoryAllocation) throw OutOfMemory(text);
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction || status == cudaErrorNotSupported ||
+      status == cudaErrorLaunchOutOfResources)
+    throw Error(text);
   throw DeviceFailure(text);
 }
 inline void check(cublasStatus_t status, const char* what) {

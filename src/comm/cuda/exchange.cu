@@ -23,8 +23,10 @@ using backend::cuda::to_float;
 
 // How far one half of a block is, in shared memory for the other.
 struct Progress {
-  std::uint32_t rounds;  // that it is through with; kStopped when it gave up
-  static constexpr std::uint32_t kStopped = 0xffffffff;
+  // That it is through with, and beside that count kStopped when it gave up: the count never falls, so that all threads that ask whether it
+  // is enough for their round are told the same, however late.
+  std::uint32_t rounds;
+  static constexpr std::uint32_t kStopped = 1u << 31;
 
   __device__ void set(std::uint32_t value) { asm volatile("st.release.cta.shared.u32 [%0], %1;" ::"r"(address()), "r"(value) : "memory"); }
   __device__ std::uint32_t get() const {
@@ -195,9 +197,10 @@ template <bool RUNS>
 __device__ void give_all(const Exchange& x, const Rounds& rounds, const Progress& taken, Progress& given) {
   const World& w = x.world;
   for (int round = 0; round < x.rounds; ++round) {
-    for (std::uint32_t through = 0; round > kAhead + static_cast<int>(through);) {
-      through = taken.get();
-      if (through == Progress::kStopped) return;
+    for (;;) {
+      const std::uint32_t through = taken.get();
+      if (static_cast<std::uint32_t>(round) <= kAhead + (through & ~Progress::kStopped)) break;
+      if (through & Progress::kStopped) return;
     }
     const std::int64_t at = rounds.buffer(round), lo = rounds.begin(round);
     if (x.segments == 1) {
@@ -272,7 +275,7 @@ __global__ void __launch_bounds__(kGivers + kTakers, 2) exchange(const __grid_co
     const bool there = take_round<T, RUNS>(x, rounds, round, given, watch);
     if (there && round + kAhead + 1 >= x.rounds) continue;  // the givers are through
     join_takers();
-    if (taker() == 0) taken.set(there ? static_cast<std::uint32_t>(round) + 1 : Progress::kStopped);
+    if (taker() == 0) taken.set(there ? static_cast<std::uint32_t>(round) + 1 : static_cast<std::uint32_t>(round) | Progress::kStopped);
     if (!there) return;
   }
   const auto after = rounds.before + static_cast<std::uint32_t>(x.rounds);

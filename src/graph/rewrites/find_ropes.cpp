@@ -39,8 +39,9 @@ class Ropes {
   std::optional<Rope> at(const Node& node) const {
     auto rope = is(node, "merge_dims") ? of_halves(node) : is(node, "add") ? of_turned(node) : std::nullopt;
     if (!rope && is(node, "merge_dims")) rope = of_matrices(node);
-    if (rope && shape(node.outputs[0]) == (rope->columns ? shape(by(rope->pairs).inputs[0]) : whole(rope->pairs)) && agree(graph_.type(node.outputs[0]).dtype, graph_.type(rope->cos).dtype)) return rope;
-    return {};
+    if (!rope || !agree(graph_.type(node.outputs[0]).dtype, graph_.type(rope->cos).dtype)) return {};
+    if (shape(node.outputs[0]) != (rope->columns ? shape(by(rope->pairs).inputs[0]) : whole(rope->pairs))) return {};
+    return rope;
   }
 
  private:
@@ -175,8 +176,8 @@ class Ropes {
     const Node& sum = by(node.inputs[0]);
     const Shape& results = shape(node.inputs[0]);
     const auto rank = results.size();
-    if (!is(sum, "add") || rank < 2 || results.back() != 2 || node.attrs.integer("count") != 2 || node.attrs.integer("dim") + 2 != static_cast<std::int64_t>(rank))
-      return {};
+    if (!is(sum, "add") || rank < 2 || results.back() != 2) return {};
+    if (node.attrs.integer("count") != 2 || node.attrs.integer("dim") + 2 != static_cast<std::int64_t>(rank)) return {};
     std::array<ValueId, 2> columns = {-1, -1};
     ValueId pairs = -1;
     for (ValueId id : sum.inputs) {
@@ -185,6 +186,7 @@ class Ropes {
       for (int i : {0, 1})
         if (const auto part = half(product.inputs[i])) {
           if (pairs >= 0 && part->pairs != pairs) return {};
+          if (shape(product.inputs[i]).size() != rank || shape(product.inputs[i]).back() != 1) return {};
           pairs = part->pairs;
           columns[part->first ? 0 : 1] = product.inputs[1 - i];
         }
@@ -248,7 +250,8 @@ class RopeWriter {
       const ValueId y = g_.add("pointwise", {as_dtype(g_, x, turned.dtype), cos, sin}, {{"steps", std::string("rope")}}, name);
       return as_dtype(g_, y, result.dtype);
     };
-    const auto [cosines, sines] = rope.columns ? angles_of(rope, name) : std::pair(map_[static_cast<std::size_t>(rope.cos)], map_[static_cast<std::size_t>(rope.sin)]);
+    const auto mapped = [&](ValueId id) { return map_[static_cast<std::size_t>(id)]; };
+    const auto [cosines, sines] = rope.columns ? angles_of(rope, name) : std::pair(mapped(rope.cos), mapped(rope.sin));
     const ValueId cos = widened(g_, cosines, rank), sin = widened(g_, sines, rank);
     const ValueId source = uncast(graph_, split.inputs[0]);
     const Node& concat = graph_.producer(source);

@@ -31,7 +31,7 @@ std::optional<Graph> own_casts(const Graph& graph);
 /// A glu of two linears that nobody else reads becomes a gated_linear.
 std::optional<Graph> gate_linears(const Graph& graph);
 
-/// Linears of one x that ask for their products in fp8 and stand together become linears.
+/// Linears of one x that stand together become linears: small plain ones over weights of one shape, and those that ask for their products in fp8.
 std::optional<Graph> join_linears(const Graph& graph);
 
 /// fuse() with Fusion::passes.

@@ -15,7 +15,7 @@ from .translator import Translator, Value, translates
 @functools.cache
 def _default_epsilon(dtype: torch.dtype) -> float:
     """What rms_norm adds where nobody says: f32's in this torch, or the dtype's own, as its documentation has it."""
-    small = torch.full((1, 4), 1e-3, dtype=dtype)
+    small = torch.full((1, 4), 1e-3, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     return torch.finfo(torch.float32 if float(torch.rms_norm(small, (4,))[0, 0]) > 0.5 else dtype).eps
 
 

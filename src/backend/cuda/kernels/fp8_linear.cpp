@@ -47,9 +47,8 @@ class Fp8Product {
     sizes.inner = site.shape(1)[1];
     sizes.rows = sizes.outputs ? numel(y) / sizes.outputs : 0;
     sizes.fp8_weight = stored;
-    const bool fp8 = stored == DType::f8_e4m3 || stored == DType::f8_e5m2;
     const bool as_stored = site.strides(1) == row_major_strides(site.shape(1));
-    if (!site.context.multiplies_in_fp8() || !fp8 || !as_stored || dtype == DType::f32 || sizes.rows <= kFewRows || sizes.inner == 0 ||
+    if (!site.context.multiplies_in_fp8() || !is_fp8(stored) || !as_stored || dtype == DType::f32 || sizes.rows <= kFewRows || sizes.inner == 0 ||
         sizes.inner % 16 || sizes.outputs % 16)
       return nullptr;
     const auto steps = graph::epilogue_of(site.attrs());

@@ -16,8 +16,9 @@ std::shared_ptr<Matmul> make_together(const Site& site, std::int64_t w_step, std
   const auto count = site.out.size(), weights = site.in.size() - 1;
   for (std::size_t k = 0; k < count; ++k)
     if (weights != count || site.in[1 + k].type != site.in[1].type || site.strides(1 + k) != row_major_strides(site.shape(1)) ||
-        site.out[k].order != site.out[0].order || site.dtype(1 + k) != dtype)
+        site.out[k].order != graph::row_major(site.out[k].type.shape.size()) || site.dtype(1 + k) != dtype)
       return nullptr;
+  if (site.in[0].order != graph::row_major(site.shape(0).size())) return nullptr;
   MatmulSizes sizes;
   sizes.dtype = dtype;
   sizes.outputs = site.shape(1)[0];
