@@ -12,7 +12,7 @@ export CCACHE_NOHASHDIR = 1
 
 .PHONY: help setup build demo test sanitize asan tsan fuzz bench format clean
 help:
-	@echo 'make build     the program build/comfytp'
+	@echo 'make build     the program build/comfytp, with its library for GPUs where nvcc is'
 	@echo 'make demo      split a full-size model over two devices and compare with one'
 	@echo 'make test      build and run every test'
 	@echo 'make sanitize  the tests under address, undefined and thread sanitizers, and fuzzing'
@@ -31,7 +31,11 @@ build: build/.setup-build
 	cmake --build --preset release
 	ln -sfn release/comfytp build/comfytp
 
-demo: build
+# The demo's devices are of the CPU: the library for GPUs, which takes minutes to compile, is left to `make build`.
+demo: build/.setup-build
+	cmake --preset release $(LAUNCHER)
+	cmake --build --preset release --target comfytp_cli
+	ln -sfn release/comfytp build/comfytp
 	scripts/demo
 
 build-tests: build/.setup-dev

@@ -74,6 +74,9 @@ class Denoiser:
             inputs["y"] = y
         if control is not None:
             inputs.update(_control_inputs(control))
+        for name, value in inputs.items():
+            if value is None:
+                raise _core.Error(f"[denoiser] expected an array as {name} but got None")
         shape = _core.shape_of(x)
         if len(shape) != 4:
             raise _core.Error(f"[denoiser] expected x of shape [N,C,H,W] but got {list(shape)}")

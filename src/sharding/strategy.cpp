@@ -134,9 +134,10 @@ class Strategy {
         whole.push_back(group->name);
     }
     if (!whole.empty())
-      decision_.notes.push_back(fmt::format("{}={}: the work around {}{} is done whole by every device, since to send its results would take longer",
-                                            name_of(axis), mesh_.axes()[static_cast<std::size_t>(axis)].size, whole[0],
-                                            whole.size() > 1 ? fmt::format(" and {} more weights", whole.size() - 1) : ""));
+      decision_.notes.push_back(fmt::format(
+          "{}={}: not divided: {} group{} of layers (that of '{}'{}), since to send the results would take longer than dividing the work saves", name_of(axis),
+          mesh_.axes()[static_cast<std::size_t>(axis)].size, whole.size(), whole.size() > 1 ? "s" : "", whole[0].substr(0, whole[0].find('[')),
+          whole.size() > 1 ? " and others" : ""));
   }
 
   // What works for the prompt alone costs a step nothing.

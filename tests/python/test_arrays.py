@@ -267,6 +267,8 @@ def test_wrong_arguments_are_named(change, says):
     [
         ({"x": torch.zeros(2, 5, 16, 16)}, ["x", "5"]),
         ({"x": torch.zeros(4, 16, 16)}, ["x", "[4, 16, 16]"]),
+        ({"x": None}, ["x", "None"]),
+        ({"context": None}, ["context", "None"]),
         ({"timesteps": torch.zeros(3)}, ["timesteps", "[3]"]),
         ({"context": torch.zeros(2, 77, 47)}, ["context", "47"]),
         ({"context": torch.zeros(3, 77, 48)}, ["context", "3"]),
