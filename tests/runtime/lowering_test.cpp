@@ -9,6 +9,7 @@
 #include "backend/host_device.h"
 #include "graph/rewrites.h"
 #include "harness.h"
+#include "planner/plan.h"
 #include "random_graph.h"
 #include "runtime/memory_plan.h"
 #include "sharding/strategy.h"
@@ -212,6 +213,18 @@ TEST(Lowering, LinearsOfOneXReadAndWriteSideBySide) {
     EXPECT_EQ(launch.out[k].offset, launch.out[0].offset + static_cast<std::int64_t>(k) * runtime::aligned(70 * 5 * 4));
     EXPECT_EQ(l.program.weights[k], launch.in[1 + k].weight);
   }
+}
+
+// What stays whole between GPUs is measured by what the model's other groups do: so the tests' own models are divided there too.
+TEST(Lowering, NarrowModelsAreDividedBetweenGpus) {
+  const Graph g = graph::normalise(small_unet());
+  const auto mesh = sharding::Mesh::parse("tensor=2");
+  const auto decision = sharding::decide(g, mesh, planner::least_work(backend::parse_devices("cuda:0,cuda:1")));
+  const auto parts = sharding::partition(g, mesh, decision.assignment, sharding::Placement::resident);
+  const auto varies = graph::varies_per_call(parts.devices[0]);
+  int sums = 0;
+  for (std::size_t i = 0; i < varies.size(); ++i) sums += varies[i] && graph::is(parts.devices[0].nodes()[i], "all_reduce");
+  EXPECT_GE(sums, 3);
 }
 
 TEST(Lowering, GatheredWeightsPassThroughTheArenaAndStayStored) {
