@@ -110,7 +110,8 @@ def test_a_change_that_the_engine_can_follow(change, on_engine):
     before = engine_stats()["captures"]
     for _ in range(2):
         assert models.relative(models.sample(split, "sd15"), expected) < 1e-4
-    assert engine_stats()["captures"] - before == 1
+    # A part that differs in its weights alone may need none: that hangs on what ComfyUI's layers are made of.
+    assert engine_stats()["captures"] - before in ((0, 1) if change is other_part else (1,))
 
 
 def test_an_attribute_that_is_put_back_needs_no_capture(on_engine):
