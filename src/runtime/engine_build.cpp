@@ -86,11 +86,12 @@ graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, std::ve
   without.erase(std::unique(without.begin(), without.end()), without.end());
   if (!any)
     notes.push_back("fp8: nothing is multiplied in it, for no linear's weight is stored in it");
+  else if (!able && !without.empty())
+    notes.push_back(fmt::format("fp8: nothing is multiplied in it, for {} cannot (GPUs can from sm_89 on)", fmt::join(without, ", ")));
   else if (!narrow)
     notes.push_back("fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16");
   else if (!without.empty())
-    notes.push_back(fmt::format("fp8: {} {} cannot (GPUs can from sm_89 on)", able ? "some weights are decoded, for" : "nothing is multiplied in it, for",
-                                fmt::join(without, ", ")));
+    notes.push_back(fmt::format("fp8: some weights are decoded, for {} cannot (GPUs can from sm_89 on)", fmt::join(without, ", ")));
   return any && narrow && able ? asking : graph;
 }
 
