@@ -1,12 +1,7 @@
-"""What a module that was split promises around its forward: when it captures, when it falls back, and what it leaves alone."""
+"""What a module that was split promises around its forward: when it captures, and when it falls back."""
 
-import collections
-import contextlib
-import copy
 import dataclasses
-import functools
 import logging
-import pickle
 import threading
 import warnings
 
@@ -14,67 +9,9 @@ import comfytp
 import pytest
 import torch
 import torch.fx.config
-import torch.nn.functional as F
 from comfytp.importer import calls as importer_calls
 from comfytp.importer import module as importer_module
-
-Result = collections.namedtuple("Result", "first second")
-
-
-class Small(torch.nn.Module):
-    """A feed-forward with what models do around one."""
-
-    def __init__(self, size=8, epsilon=1e-5):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.up = torch.nn.Linear(size, 4 * size)
-        self.down = torch.nn.Linear(4 * size, size)
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-        self.requires_grad_(False)
-        self.epsilon = epsilon
-        self.config = {"size": size}
-
-    def forward(self, x, context=None, scale=1.0, steps=1, mask=None, kind="plain"):
-        y = self.down(F.silu(self.up(F.layer_norm(x, x.shape[-1:], eps=self.epsilon)))) * scale
-        if context is not None:
-            y = y + context.mean(1, keepdim=True)
-        if kind == "dict":
-            return {"y": y, "none": None, "count": 3, "pair": (y * 2, x)}
-        if kind == "branch" and scale > 2:
-            return y * 100
-        if kind == "mask":
-            return y[:, : int(mask.sum())]
-        if kind == "attend":
-            seen = torch.cat([mask.bool(), torch.ones(len(mask), 2, dtype=torch.bool)], 1)[:, None, None]
-            keys = torch.cat([y, x[:, :2]], 1).unsqueeze(1)
-            return F.scaled_dot_product_attention(y.unsqueeze(1), keys, keys, attn_mask=seen)
-        if kind == "sort":
-            return y.sort(-1)[0] * scale
-        if kind == "drop":
-            return torch.native_dropout(y, 0.5, False)[0]
-        if kind == "named":
-            return Result(y, y + steps)
-        return y
-
-
-def x_of(*shape, seed=0):
-    return torch.randn(*(shape or (2, 3, 8)), generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def module():
-    return Small()
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("COMFYTP_CACHE", str(tmp_path / "captures"))
-    return tmp_path / "captures"
-
-
-def same(result, expected):
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+from small_module import Small, module, own_cache, same, x_of  # noqa: F401  fixtures among them
 
 
 def test_arguments_are_the_same_however_they_are_given(module):
@@ -369,132 +306,6 @@ def test_inputs_of_the_prompt_run_once():
     for seed in range(3):
         same(named(x_of(), x_of(2, 5, 8, seed=seed)), module(x_of(), x_of(2, 5, 8, seed=seed)))
     assert named.engine_stats()["prologues"] == 1
-
-
-# ---- the module and the process are left alone
-
-
-@contextlib.contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@functools.lru_cache(maxsize=None)
-def angles(count):
-    return torch.arange(count).float() * 0.1
-
-
-class Caching(Small):
-    @functools.lru_cache(maxsize=None)  # noqa: B019
-    def shift(self, count):
-        return angles(count).sin()
-
-    def forward(self, x):
-        return super().forward(x) + self.shift(x.shape[-1]) + angles(x.shape[-1])
-
-
-@pytest.mark.parametrize("ran_before", [False, True])
-def test_caches_hold_no_tensor_of_a_capture(ran_before):
-    angles.cache_clear()
-    module = Caching()
-    expected = module(x_of()) if ran_before else None
-    split = comfytp.split(module)
-    result = split(x_of())
-    same(result, module(x_of()))
-    if ran_before:
-        same(result, expected)
-    assert type(angles(8)) is torch.Tensor and type(module.shift(8)) is torch.Tensor
-
-
-def test_capture_leaves_module_and_process_as_they_were(module):
-    before = {name: (id(p), p._version, p.clone()) for name, p in module.named_parameters()}
-    attributes = {part: dict(vars(part)) for part in module.modules()}
-    torch.manual_seed(5)
-    random = torch.random.get_rng_state()
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
-    threads = torch.get_num_threads()
-    grad = torch.is_grad_enabled()
-    comfytp.split(module)(x_of())
-    for name, p in module.named_parameters():
-        assert (id(p), p._version) == before[name][:2] and torch.equal(p, before[name][2])
-    assert attributes == {part: dict(vars(part)) for part in module.modules()}
-    assert torch.equal(random, torch.random.get_rng_state())
-    assert (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()) == (dtype, device, threads)
-    assert torch.is_grad_enabled() == grad
-
-
-@pytest.mark.parametrize("mode", [lambda: torch.device("meta"), default_dtype, torch.inference_mode, torch.enable_grad], ids=["device", "dtype", "inference", "grad"])
-def test_what_the_host_has_set_stays_and_does_not_matter(mode):
-    class Making(Small):
-        def forward(self, x):
-            return super().forward(x) + torch.ones(x.shape[-1], device=x.device).to(x.dtype) * torch.tensor(1.0, device=x.device).dtype.itemsize
-
-    module = Making()
-    split = comfytp.split(module)
-    same(split(x_of()), module(x_of()))
-    x = x_of()
-    with mode():
-        before = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        result, expected = split(x), module(x)
-        after = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    assert before == after
-    assert result.device == expected.device and result.dtype == expected.dtype
-    same(result, expected)
-    assert split.engine_stats()["torch_fallbacks"] == 0
-
-
-def test_everything_but_forward_is_the_modules(module):
-    split = comfytp.split(module)
-    assert split.config is module.config and split.epsilon == module.epsilon
-    assert list(split.state_dict()) == list(module.state_dict())
-    assert [id(p) for p in split.parameters()] == [id(p) for p in module.parameters()]
-    assert [name for name, _ in split.named_modules()] == [name for name, _ in module.named_modules()]
-    assert not split.eval().training and not module.training
-    with pytest.raises(AttributeError, match="nonsense"):
-        split.nonsense  # noqa: B018
-    split.epsilon = 0.5
-    assert module.epsilon == 0.5
-    same(split(x_of()), module(x_of()))
-    split.extra = 1
-    del split.extra
-    assert not hasattr(module, "extra")
-
-
-def test_forward_that_a_caller_wraps_stays_around_the_split_one(module):
-    split = comfytp.split(module)
-    inner = split.forward
-    split.forward = lambda x: inner(x) + 1
-    same(split(x_of()), module(x_of()) + 1)
-    assert split.engine_stats()["engine_calls"] == 1
-
-
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda split: pickle.loads(pickle.dumps(split))], ids=["copy", "deepcopy", "pickle"])
-def test_copy_is_split_in_the_same_way(module, again):
-    split = comfytp.split(module, "cpu:0,cpu:1", mesh="batch=2")
-    split(x_of())
-    other = again(split)
-    same(other(x_of()), module(x_of()))
-    assert other.plan.mesh == "batch=2"
-    assert other.module is module or again is not copy.copy
-
-
-@torch.no_grad()
-def test_wrong_call_says_what_torch_says(module, capfd):
-    split = comfytp.split(module)
-    for args in ((), (x_of(2, 3, 7),), ("x",)):
-        with pytest.raises(Exception) as theirs:
-            module(*args)
-        with warnings.catch_warnings(), pytest.raises(Exception) as ours:
-            warnings.simplefilter("error")  # none is right: nothing ran in PyTorch
-            split(*args)
-        assert type(ours.value) is type(theirs.value) and str(ours.value) == str(theirs.value)
-        assert ours.value.__context__ is None and len(ours.traceback) <= len(theirs.traceback) + 4
-    assert "Traceback" not in capfd.readouterr().err
-    same(split(x_of()), module(x_of()))
 
 
 @pytest.mark.parametrize("what", [None, "model.safetensors", lambda x: x])
