@@ -99,8 +99,10 @@ class Strategy {
   void cut_channels(int axis) {
     const auto given = mesh_.cuts.find(name_of(axis));
     if (given == mesh_.cuts.end()) {
-      choose_groups(axis);
-      choose_alone(axis);
+      const auto candidates = worthy_groups();
+      const double least = least_of(candidates);
+      choose_groups(candidates, least, axis);
+      choose_alone(least, axis);
     } else {
       follow(axis, given->second);
     }
@@ -108,7 +110,7 @@ class Strategy {
 
   // A group that begins with the output channels of one heavy op and ends in the partial sums of another costs one sum for the work of
   // both; those that cost the fewest bytes an operation come first.
-  void choose_groups(int axis) {
+  std::vector<const FactorGroup*> worthy_groups() const {
     std::vector<const FactorGroup*> candidates;
     for (const auto& group : groups_.all()) {
       const auto divides = [&](FactorKind kind) {
@@ -120,15 +122,26 @@ class Strategy {
     }
     std::stable_sort(candidates.begin(), candidates.end(),
                      [](const FactorGroup* a, const FactorGroup* b) { return a->leave * b->weights < b->leave * a->weights; });
-    // Of a small model everything is little work: there what is far less than the rest stays whole.
+    return candidates;
+  }
+
+  // The multiplications for a channel that is sent below which a cut does not pay. Of a small model everything is little work: there it is what
+  // is far less than the rest.
+  double least_of(const std::vector<const FactorGroup*>& candidates) const {
     std::vector<double> usual;
     for (const auto* group : candidates) usual.push_back(group->work / group->leave);
     std::sort(usual.begin(), usual.end());
-    if (!usual.empty()) least_work_ = std::min(least_work_, usual[usual.size() / 2] / 2);
+    return usual.empty() ? least_work_ : std::min(least_work_, usual[usual.size() / 2] / 2);
+  }
+
+  // What works for the prompt alone costs a step nothing.
+  static bool pays(double work, double weights, double leave, double least) { return (work == 0 && weights > 0) || work >= least * leave; }
+
+  void choose_groups(const std::vector<const FactorGroup*>& candidates, double least, int axis) {
     std::vector<std::string> whole;
     for (const auto* group : candidates) {
       if (!free_of(*group, axis)) continue;
-      if (pays(group->work, group->weights, group->leave))
+      if (pays(group->work, group->weights, group->leave, least))
         cut_group(*group, axis);
       else
         whole.push_back(group->name);
@@ -140,11 +153,8 @@ class Strategy {
           whole.size() > 1 ? " and others" : ""));
   }
 
-  // What works for the prompt alone costs a step nothing.
-  bool pays(double work, double weights, double leave) const { return (work == 0 && weights > 0) || work >= least_work_ * leave; }
-
   // What is left over is cut op by op, where it is worth a collective of its own: from a thousandth of all weights on.
-  void choose_alone(int axis) {
+  void choose_alone(double least, int axis) {
     double weights = 0;
     for (const auto* weight : graph_.all("weight")) weights += static_cast<double>(graph_.type(weight->outputs[0]).bytes());
     for (int n = 0; n < static_cast<int>(graph_.nodes().size()); ++n) {
@@ -154,15 +164,15 @@ class Strategy {
       const auto cuts = cuts_alone(n, axis);
       if (cuts.joined.factor >= 0)
         cut_alone(n, cuts.joined, true, axis);
-      else if (cuts.output.factor >= 0 && pays_alone(n, cuts.output.factor))
+      else if (cuts.output.factor >= 0 && pays_alone(n, cuts.output.factor, least))
         cut_alone(n, cuts.output, false, axis);
     }
   }
 
   // By output channels, which are gathered.
-  bool pays_alone(int n, int factor) const {
-    const double weights = groups_.divided_weights(n, factor);
-    return pays(groups_.varies(n) ? weights : 0, weights, static_cast<double>(groups_.rule(n).factors[static_cast<std::size_t>(factor)].size));
+  bool pays_alone(int n, int factor, double least) const {
+    const double weights = groups_.divided_weights(n, factor), channels = static_cast<double>(groups_.rule(n).factors[static_cast<std::size_t>(factor)].size);
+    return pays(groups_.varies(n) ? weights : 0, weights, channels, least);
   }
 
   void follow(int axis, const Cuts& given) {
@@ -277,7 +287,7 @@ class Strategy {
 
   const Graph& graph_;
   const Mesh& mesh_;
-  double least_work_;
+  const double least_work_;
   FactorGroups groups_;
   std::vector<int> uses_;
   std::map<ValueId, std::vector<int>> readers_;
