@@ -11,6 +11,7 @@
 
 #include "backend/call_queue.h"
 #include "base/dtype.h"
+#include "base/error.h"
 #include "base/shape.h"
 #include "base/tensor_view.h"
 #include "graph/graph.h"
@@ -24,6 +25,11 @@ struct DeviceSpec {
   int index = 0;
   std::int64_t limit_bytes = 0;  ///< 0: none
   std::string name() const { return kind + ":" + std::to_string(index); }
+  /// Throws OutOfMemory where `bytes` more than `in_use` are beyond the limit.
+  void expect_room(std::int64_t in_use, std::int64_t bytes) const {
+    if (limit_bytes != 0 && in_use + bytes > limit_bytes)
+      throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", name(), bytes, in_use, limit_bytes));
+  }
 };
 
 /// How a weight lies in a device's memory where that is not row-major.

@@ -18,20 +18,13 @@ class ComposedLinears final : public Kernel {
       : all_(graph::linears_of(node.attrs)) {
     for (std::size_t k = 0; k < all_.size(); ++k) {
       const graph::Node linear{&graph::find_op("linear"), all_[k].attrs, {}, {}, node.name};
-      std::vector<Operand> operands;
-      for (auto i : all_[k].inputs) operands.push_back(in[i]);
-      kernels_.push_back(compile(linear, operands, out.subspan(k, 1)));
+      kernels_.push_back(compile(linear, all_[k].operands(in), out.subspan(k, 1)));
       workspace_ = std::max(workspace_, kernels_.back()->workspace_bytes());
     }
   }
   std::int64_t workspace_bytes() const override { return workspace_; }
   void run(std::span<const void* const> in, std::span<void* const> out, void* workspace) override {
-    std::vector<const void*> operands;
-    for (std::size_t k = 0; k < all_.size(); ++k) {
-      operands.clear();
-      for (auto i : all_[k].inputs) operands.push_back(in[i]);
-      kernels_[k]->run(operands, out.subspan(k, 1), workspace);
-    }
+    for (std::size_t k = 0; k < all_.size(); ++k) kernels_[k]->run(all_[k].operands(in), out.subspan(k, 1), workspace);
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <deque>
 
+#include "backend/alignment.h"
 #include "base/error.h"
 
 namespace comfytp::runtime {
@@ -175,7 +176,7 @@ void Calls::lay_relay(Call& call) {
       if (view.host) continue;
       view.strides = row_major_strides(view.shape);
       places.emplace_back(&view, bytes);
-      bytes += (view.bytes() + 255) / 256 * 256;
+      bytes += backend::aligned(view.bytes());
     }
   };
   lay(call.inputs, call.theirs_in);

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "backend/alignment.h"
+
 namespace comfytp::runtime {
 
-constexpr std::int64_t kAlignment = 256;  // what cuBLASLt counts on; more than a cache line
-constexpr std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+using backend::aligned;
+using backend::kAlignment;
 
 /// In use from time `first` to time `last`, both included.
 struct Buffer {

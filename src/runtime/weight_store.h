@@ -52,7 +52,7 @@ class WeightStore {
   struct Entry {
     backend::WeightBuffer buffer;
     Box box;  ///< of the source's tensor
-    std::shared_ptr<Slab> slab;   ///< where it lies, or lay: null when that was given back
+    std::shared_ptr<Slab> slab;   ///< where it lies; without data when that was given back, null before it was ever loaded
     std::int64_t offset = 0;
   };
 

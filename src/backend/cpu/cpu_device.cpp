@@ -73,9 +73,7 @@ void CpuDevice::expect_compute(DType dtype) const {
 }
 
 void* CpuDevice::allocate(std::int64_t bytes) {
-  if (spec_.limit_bytes != 0 && allocated_ + bytes > spec_.limit_bytes)
-    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_,
-                                  spec_.limit_bytes));
+  spec_.expect_room(allocated_, bytes);
   void* memory = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
   if (!memory)
     throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and got none from the system", spec_.name(), bytes, allocated_));

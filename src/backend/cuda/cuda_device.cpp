@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "backend/alignment.h"
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/kernel_table.h"
 #include "backend/cuda/tuning.h"
@@ -82,9 +83,7 @@ void CudaDevice::expect_compute(DType dtype) const {
 }
 
 void* CudaDevice::allocate(std::int64_t bytes) {
-  if (spec_.limit_bytes != 0 && allocated_ + bytes > spec_.limit_bytes)
-    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", spec_.name(), bytes, allocated_,
-                                  spec_.limit_bytes));
+  spec_.expect_room(allocated_, bytes);
   void* memory = nullptr;
   if (cudaMalloc(&memory, static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1))) != cudaSuccess) {
     cudaGetLastError();
@@ -189,7 +188,7 @@ char* CudaDevice::stage(std::int64_t bytes) {
     staging_.reserve(std::max(bytes, kStagingBytes));
   }
   char* place = staging_.data() + staged_;
-  staged_ += (bytes + 255) / 256 * 256;
+  staged_ += aligned(bytes);
   return place;
 }
 

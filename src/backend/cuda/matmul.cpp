@@ -153,4 +153,14 @@ void Matmul::run(const void* x, const void* w, const void* bias, void* y, void* 
   check(launch(algorithm_, x, w, bias, y, workspace, workspace_, context_.stream, x_scale), "matmul");
 }
 
+std::shared_ptr<Matmul> matmul_if_any(Context& context, const MatmulSizes& sizes) {
+  try {
+    return std::make_shared<Matmul>(context, sizes);
+  } catch (const DeviceFailure&) {
+    throw;
+  } catch (const Error&) {
+    return nullptr;
+  }
+}
+
 }  // namespace comfytp::backend::cuda

@@ -51,4 +51,7 @@ class Matmul {
   std::int64_t workspace_ = 0;
 };
 
+/// Null where the library has no algorithm for these sizes.
+std::shared_ptr<Matmul> matmul_if_any(Context& context, const MatmulSizes& sizes);
+
 }  // namespace comfytp::backend::cuda

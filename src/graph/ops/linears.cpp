@@ -8,14 +8,6 @@
 namespace comfytp::graph {
 namespace {
 
-// The operands of one linear.
-template <typename T>
-std::vector<T> of(const LinearOfSeveral& one, std::span<const T> all) {
-  std::vector<T> own;
-  for (auto i : one.inputs) own.push_back(all[i]);
-  return own;
-}
-
 // Inputs: x [.., i], the weights [o, i], the biases [o] of those that have one. Outputs: one of each linear. Attributes: biased, for each linear
 // 1 or 0; product, where they ask for one, as linear's.
 class Linears final : public Op {
@@ -31,19 +23,19 @@ class Linears final : public Op {
     require(!biased.empty() && in.size() == operands, "[linears] expected x and the operands of {} linears, {} in all, but got {}", biased.size(), operands,
             in.size());
     std::vector<Type> out;
-    for (const auto& one : linears_of(a)) out.push_back(find_op("linear").infer(one.attrs, of(one, in))[0]);
+    for (const auto& one : linears_of(a)) out.push_back(find_op("linear").infer(one.attrs, one.operands(in))[0]);
     return out;
   }
   double flops(const OpContext& op) const override {
     double sum = 0;
     const auto all = linears_of(op.attrs);
-    for (std::size_t k = 0; k < all.size(); ++k) sum += find_op("linear").flops({all[k].attrs, of<Type>(all[k], op.in), {op.out[k]}});
+    for (std::size_t k = 0; k < all.size(); ++k) sum += find_op("linear").flops({all[k].attrs, all[k].operands(std::span<const Type>(op.in)), {op.out[k]}});
     return sum;
   }
   void reference(const OpContext& op, std::span<const RefTensor> in, std::span<RefTensor> out) const override {
     const auto all = linears_of(op.attrs);
     for (std::size_t k = 0; k < all.size(); ++k)
-      find_op("linear").reference({all[k].attrs, of<Type>(all[k], op.in), {op.out[k]}}, of(all[k], in), out.subspan(k, 1));
+      find_op("linear").reference({all[k].attrs, all[k].operands(std::span<const Type>(op.in)), {op.out[k]}}, all[k].operands(in), out.subspan(k, 1));
   }
 };
 COMFYTP_OP(Linears)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..writer import rounds
 from ..unsupported import Unsupported
+from ..writer import rounds
 from .translator import Translator, Value, translates
 
 _UNARY = {

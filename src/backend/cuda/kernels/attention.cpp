@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backend/alignment.h"
 #include "backend/cuda/cudnn.h"
 #include "backend/cuda/kernel_table.h"
 #include "backend/cuda/status.h"
@@ -43,7 +44,7 @@ std::unique_ptr<Kernel> make(const Site& site) {
       const auto keys = k[2], rows = numel(site.shape(3)) / keys;
       AnyAttention by_row = a;
       for (auto& stride : by_row.mask_strides) stride /= keys;
-      const auto added_at = (workspace + 255) / 256 * 256, sees_at = added_at + (numel(site.shape(3)) * size_of(dtype) + 255) / 256 * 256;
+      const auto added_at = aligned(workspace), sees_at = added_at + aligned(numel(site.shape(3)) * size_of(dtype));
       return make_kernel(
           [=, stream = site.context.stream](auto in, auto out, void* work) {
             char *added = static_cast<char*>(work) + added_at, *sees = static_cast<char*>(work) + sees_at;

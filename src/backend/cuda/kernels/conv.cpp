@@ -1,6 +1,7 @@
 // conv1d, conv2d, conv3d: cuDNN on channels-last tensors, the filter packed as [o, window, i]; the epilogue is a pass of its own.
 #include "backend/cuda/kernels/conv.h"
 
+#include "backend/alignment.h"
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/cudnn.h"
 #include "backend/cuda/kernels/contraction.h"
@@ -84,7 +85,7 @@ std::unique_ptr<Kernel> make(const Site& site) {
       direct.x_strides[2 + to] = x_strides[2 + d], direct.filter_strides[2 + to] = filter.strides[2 + d], direct.y_strides[2 + to] = y_strides[2 + d];
     }
   }
-  const auto filter_bytes = filter.copies ? (filter.bytes + 255) / 256 * 256 : 0;
+  const auto filter_bytes = filter.copies ? aligned(filter.bytes) : 0;
   return make_kernel(
       [=](auto in, auto out, void* workspace) {
         const void* w = in[1];

@@ -1,5 +1,6 @@
 // A linear that asks for its product in fp8, or several of one x: by cuBLASLt, where the weight is stored in fp8 and the GPU and the sizes allow
 // it. Otherwise the weight is decoded and all goes as in any other linear.
+#include "backend/alignment.h"
 #include "backend/cuda/copy.h"
 #include "backend/cuda/copy_plan.h"
 #include "backend/cuda/kernels/contraction.h"
@@ -14,8 +15,6 @@
 namespace comfytp::backend::cuda {
 namespace {
 
-constexpr std::int64_t rounded_up(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 std::unique_ptr<Kernel> make_decoding(const Site& site) {
   const auto& plain = *find_kernel("linear");
   const DType dtype = site.in[0].type.dtype;
@@ -24,7 +23,7 @@ std::unique_ptr<Kernel> make_decoding(const Site& site) {
   in[1] = {{dtype, site.shape(1)}, graph::row_major(2)};
   std::shared_ptr<Kernel> linear = plain.make({site.node, in, site.out, site.context});
   const auto copy = plan_copy(site.shape(1), site.dtype(1), site.strides(1), dtype, row_major_strides(site.shape(1)));
-  const auto bytes = rounded_up(in[1].type.bytes());
+  const auto bytes = aligned(in[1].type.bytes());
   return make_kernel(
       [=, stream = site.context.stream](auto operands, auto out, void* workspace) {
         check(launch_copy(copy, operands[1], workspace, stream), "decoding a weight");
@@ -53,13 +52,9 @@ class Fp8Product {
       return nullptr;
     const auto steps = graph::epilogue_of(site.attrs());
     sizes.bias = !steps.empty() && steps[0] == "bias";
-    try {
-      return std::make_shared<Fp8Product>(std::make_shared<Matmul>(site.context, sizes), Epilogue(site, y.size() - 1, sizes.bias ? 1 : 0), sizes.bias);
-    } catch (const DeviceFailure&) {
-      throw;
-    } catch (const Error&) {  // the library has no algorithm for these sizes
-      return nullptr;
-    }
+    auto matmul = matmul_if_any(site.context, sizes);
+    if (!matmul) return nullptr;
+    return std::make_shared<Fp8Product>(std::move(matmul), Epilogue(site, y.size() - 1, sizes.bias ? 1 : 0), sizes.bias);
   }
   Fp8Product(std::shared_ptr<Matmul> matmul, Epilogue epilogue, bool bias) : matmul_(std::move(matmul)), epilogue_(std::move(epilogue)), bias_(bias) {}
 
@@ -80,8 +75,8 @@ class Fp8Product {
 class Rounding {
  public:
   explicit Rounding(const Site& site)
-      : dtype_(site.in[0].type.dtype), count_(numel(site.shape(0))), scale_(rounded_up(count_)), stream_(site.context.stream) {}
-  std::int64_t bytes() const { return scale_ + rounded_up(2 * sizeof(float)); }
+      : dtype_(site.in[0].type.dtype), count_(numel(site.shape(0))), scale_(aligned(count_)), stream_(site.context.stream) {}
+  std::int64_t bytes() const { return scale_ + aligned(2 * sizeof(float)); }
   const float* scale(const void* workspace) const { return reinterpret_cast<const float*>(static_cast<const char*>(workspace) + scale_); }
   void run(const void* x, void* workspace) const {
     check(launch_to_fp8(dtype_, x, count_, workspace, const_cast<float*>(scale(workspace)), stream_), "rounding to fp8");
@@ -120,8 +115,7 @@ std::unique_ptr<Kernel> make_several(const Site& site) {
   bool any = false;
   for (auto& linear : graph::linears_of(site.attrs())) {
     const graph::Node node{&graph::find_op("linear"), linear.attrs, {}, {}, site.node.name};
-    std::vector<Operand> in;
-    for (auto i : linear.inputs) in.push_back(site.in[i]);
+    const auto in = linear.operands(site.in);
     const Site own{node, in, site.out.subspan(all.size(), 1), site.context};
     auto& one = all.emplace_back(One{std::move(linear), Fp8Product::of(own), nullptr});
     if (!one.product) one.decoding = make_decoding(own);
@@ -133,10 +127,8 @@ std::unique_ptr<Kernel> make_several(const Site& site) {
       [=, all = std::move(all)](auto in, auto out, void* workspace) {
         if (any) rounding.run(in[0], workspace);
         void* rest = static_cast<char*>(workspace) + before;
-        std::vector<const void*> operands;
         for (std::size_t k = 0; k < all.size(); ++k) {
-          operands.clear();
-          for (auto i : all[k].linear.inputs) operands.push_back(in[i]);
+          const auto operands = all[k].linear.operands(in);
           if (all[k].product)
             all[k].product->run(workspace, rounding.scale(workspace), operands, out[k], rest);
           else

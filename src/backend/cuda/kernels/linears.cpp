@@ -1,14 +1,11 @@
 // Several linears of one x: one batched matmul where their weights lie as far from each other as their results do, otherwise one by one.
-#include "backend/cuda/matmul.h"
+#include "backend/alignment.h"
 #include "backend/cuda/kernel_table.h"
+#include "backend/cuda/matmul.h"
 #include "backend/linears.h"
-#include "base/error.h"
 
 namespace comfytp::backend::cuda {
 namespace {
-
-constexpr std::int64_t kStep = 256;  // bytes: what is laid or loaded side by side begins at multiples of it
-constexpr std::int64_t rounded_up(std::int64_t bytes) { return (bytes + kStep - 1) / kStep * kStep; }
 
 // Null where no matmul can do them all.
 std::shared_ptr<Matmul> make_together(const Site& site, std::int64_t w_step, std::int64_t y_step) {
@@ -28,13 +25,7 @@ std::shared_ptr<Matmul> make_together(const Site& site, std::int64_t w_step, std
   sizes.batch = static_cast<std::int64_t>(count);
   sizes.w_stride = w_step / size_of(dtype);
   sizes.y_stride = y_step / size_of(dtype);
-  try {
-    return std::make_shared<Matmul>(site.context, sizes);
-  } catch (const DeviceFailure&) {
-    throw;
-  } catch (const Error&) {  // the library has no algorithm for these sizes
-    return nullptr;
-  }
+  return matmul_if_any(site.context, sizes);
 }
 
 // Whether pointers are `step` bytes apart.
@@ -50,7 +41,8 @@ std::unique_ptr<Kernel> make(const Site& site) {
     return find_kernel("linear")->make({node, in, out, site.context});
   };
   std::shared_ptr<Kernel> apart = std::make_unique<ComposedLinears>(site.node, site.in, site.out, compile);
-  const auto w_step = rounded_up(site.in[1].type.bytes()), y_step = rounded_up(site.out[0].type.bytes());
+  // As results are laid and weights loaded side by side.
+  const auto w_step = aligned(site.in[1].type.bytes()), y_step = aligned(site.out[0].type.bytes());
   const auto together = make_together(site, w_step, y_step);
   const auto workspace = std::max(apart->workspace_bytes(), together ? together->workspace_bytes() : 0);
   return make_kernel(
