@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "commands.h"
 #include "interrupt.h"
 #include "options.h"
@@ -166,13 +167,11 @@ int bench(const Options& options) {
   const auto stats = engine.stats();
   std::optional<double> predicted;
   if (link) predicted = planner::predicted_seconds(median(seconds), exchanged_by(engine.report(*denoiser->compile(call)).at(0)), *link);
+  const auto& fp8 = engine.fp8_products(*compiled);
   std::optional<double> fp8_error;
-  std::string fp8_note;
-  for (const auto& note : engine.notes(*compiled))
-    if (note.starts_with("fp8: ")) fp8_note = note.substr(5);
-  if (fp8_note.starts_with("nothing"))
+  if (fp8 && fp8->linears == 0)
     fp8_error = 0;
-  else if (compute.fp8_products && !only) {
+  else if (fp8 && !only) {
     engine.unload();
     fp8_error = difference(rows.output, decoded_output(options, plan, call)).relative;
   }
@@ -206,10 +205,10 @@ int bench(const Options& options) {
     if (predicted)
       fmt::print("whole   {}, predicted and not measured: with what this rank exchanges over a link of {}\n", seconds_text(*predicted),
                  link->to_string());
-    if (fp8_error == 0.0 && fp8_note.empty()) fp8_note = "nothing is multiplied in it, for the sizes do not allow it";
-    if (!fp8_note.empty()) fmt::print("fp8     {}\n", fp8_note);
-    if (fp8_error && fp8_error != 0.0)
+    if (fp8_error && *fp8_error != 0)
       fmt::print("error   {:.3g} of products in fp8, against decoded weights in bf16\n", *fp8_error);
+    else if (fp8_error && fp8->linears > 0)
+      fmt::print("fp8     nothing is multiplied in it, for the sizes do not allow it\n");
     fmt::print("load    {}\n\n", seconds_text(stats.load_seconds));
     print_table(rows_text);
     for (std::size_t d = 0; d < profiles.size(); ++d) {

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/mapped_file.h"
+#include "base/text.h"
 #include "commands.h"
 #include "models/model.h"
 #include "options.h"

@@ -6,6 +6,7 @@
 
 #include "backend/library.h"
 #include "base/error.h"
+#include "base/text.h"
 #include "commands.h"
 #include "graph/rewrites.h"
 #include "graph/text.h"

@@ -7,8 +7,6 @@
 
 namespace comfytp::cli {
 
-/// "1.60 GiB", "512 B".
-std::string bytes_text(std::int64_t bytes);
 /// "50.2 %".
 std::string percent_text(double part, double whole);
 /// "3.21 s", "12.3 ms".

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
+#include "base/text.h"
 #include "commands.h"
 #include "interrupt.h"
 #include "options.h"
@@ -50,6 +52,14 @@ Outcome sample_on(const planner::Plan& plan, pipeline::Compute compute, const Op
   return {std::move(sampled), seconds, denoiser->engine().stats().allocated_weight_bytes};
 }
 
+// What one device gives is compared with; where that is no number, the fault is not the split's.
+void expect_finite(const Outcome& whole, DType compute) {
+  const auto& outputs = whole.sampled.outputs;
+  const auto wrong = std::count_if(outputs.begin(), outputs.end(), [](float v) { return !std::isfinite(v); });
+  require(wrong == 0, "[verify] expected finite numbers from one device but {} of {} are infinite or NaN: its weights hold such numbers, or values go beyond what {} holds",
+          wrong, outputs.size(), name_of(compute));
+}
+
 // Rounding in bf16 is far larger than the errors looked for, and differs between any two orders of summation. So there both sides are
 // held against f32, call by call on the same inputs: the split may be as far off as one device is, and a little more. One call's two
 // errors differ by chance by more than that where the image is small, so several are taken together.
@@ -70,6 +80,7 @@ int verify(const Options& asked) {
   if (compute.dtype != DType::f32) exact = sample_on(one, {DType::f32}, options, nullptr, "one device in f32").sampled;
   const auto* along = exact ? &*exact : nullptr;
   const auto whole = sample_on(one, compute, options, along, "one device");
+  expect_finite(whole, compute.dtype);
   const auto split = sample_on(plan, compute, options, along, fmt::format("{} devices", plan.devices.size()), true);
   const auto d = difference(split.sampled.outputs, whole.sampled.outputs);
   // Of the split and of one device against f32.

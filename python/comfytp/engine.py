@@ -114,7 +114,8 @@ class Engine:
         """What the devices hold and do, known before anything is loaded.
 
         {"mesh", "notes": what could not be split as asked, "devices": [{"name", "weight_bytes" in the stored dtype,
-        "activation_bytes", "flops" of a call, "collectives": {kind: {"count", "bytes"}} of a call}]}
+        "activation_bytes", "flops" of a call, "collectives": {kind: {"count", "bytes"}} of a call}]}; with compute="fp8" also
+        "fp8": {"linears": how many multiply in fp8, on one device at least, "note": why none or not all do, "" otherwise}.
         """
         return self._core.report()
 

@@ -128,6 +128,12 @@ nb::dict report_of(const runtime::Engine& engine, const runtime::Compiled& compi
   report["mesh"] = engine.mesh(compiled).to_string();
   report["devices"] = devices;
   report["notes"] = engine.notes(compiled);
+  if (const auto& products = engine.fp8_products(compiled)) {
+    nb::dict fp8;
+    fp8["linears"] = products->linears;
+    fp8["note"] = products->note;
+    report["fp8"] = fp8;
+  }
   return report;
 }
 

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/shape.h"
 #include "base/tensor_view.h"
+#include "base/text.h"
 #include "graph/graph.h"
 #include "graph/rewrites.h"
 
@@ -28,7 +29,8 @@ struct DeviceSpec {
   /// Throws OutOfMemory where `bytes` more than `in_use` are beyond the limit.
   void expect_room(std::int64_t in_use, std::int64_t bytes) const {
     if (limit_bytes != 0 && in_use + bytes > limit_bytes)
-      throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and a limit of {}", name(), bytes, in_use, limit_bytes));
+      throw OutOfMemory(fmt::format("[memory] {} needs {} more, has {} in use and a limit of {}", name(), bytes_text(bytes), bytes_text(in_use),
+                                    bytes_text(limit_bytes)));
   }
 };
 

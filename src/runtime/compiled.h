@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ class Compiled : public std::enable_shared_from_this<Compiled> {
   std::vector<std::string> prompt_inputs;
   sharding::Partition partition;
   std::vector<std::string> notes;
+  std::optional<Fp8Products> fp8;    ///< where they were asked for
   std::vector<Program> programs;     ///< by device
   std::vector<std::vector<std::unique_ptr<Executor>>> executors;  ///< by device and prompt slot; they refer to `programs`
   PromptCache prompts;

@@ -222,6 +222,7 @@ std::vector<DeviceReport> Engine::report(const Compiled& compiled) const {
 const sharding::Partition& Engine::partition(const Compiled& compiled) const { return compiled.partition; }
 const sharding::Mesh& Engine::mesh(const Compiled& compiled) const { return compiled.mesh; }
 std::vector<std::string> Engine::notes(const Compiled& compiled) const { return compiled.notes; }
+const std::optional<Fp8Products>& Engine::fp8_products(const Compiled& compiled) const { return compiled.fp8; }
 
 EngineStats Engine::stats() const {
   std::lock_guard lock(state_->stats_mutex);

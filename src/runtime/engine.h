@@ -74,6 +74,12 @@ struct CallOptions {
   std::map<std::string, std::uint64_t> contents;
 };
 
+/// What `fp8_products` comes to in one program.
+struct Fp8Products {
+  std::int64_t linears = 0;  ///< that multiply in fp8, on one device at least
+  std::string note;          ///< why none do, or not on all devices; empty otherwise. One of the program's notes too
+};
+
 /// Counters since the engine was made.
 struct EngineStats {
   std::int64_t calls = 0, prologues = 0, programs_built = 0;
@@ -100,6 +106,8 @@ class Engine {
   const sharding::Partition& partition(const Compiled& compiled) const;
   const sharding::Mesh& mesh(const Compiled& compiled) const;
   std::vector<std::string> notes(const Compiled& compiled) const;
+  /// Nothing where `fp8_products` was not asked for.
+  const std::optional<Fp8Products>& fp8_products(const Compiled& compiled) const;
 
   /// Loads what `compiled` needs and is not loaded: every device reads its own parts.
   void load(Compiled& compiled);

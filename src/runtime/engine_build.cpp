@@ -63,16 +63,16 @@ void Engine::State::measure() {
 }
 
 // Products in fp8 where there are such weights and a device that can; otherwise a note says what is in the way.
-graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, std::vector<std::string>& notes) const {
+graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, Fp8Products& products) const {
   auto asking = graph::multiply_in_fp8(graph, [&](const std::string& key) {
     const auto found = source->tensors().find(key);
     return found != source->tensors().end() && is_fp8(found->second.dtype);
   });
-  bool any = false, narrow = false;
+  std::int64_t stored = 0, narrow = 0;
   for (const auto& node : asking.nodes()) {
     if (node.attrs.text_or("product", "") != "fp8") continue;
-    any = true;
-    narrow = narrow || asking.type(node.inputs[0]).dtype != DType::f32;
+    ++stored;
+    if (asking.type(node.inputs[0]).dtype != DType::f32) ++narrow;
   }
   bool able = false;
   std::vector<std::string> without;
@@ -84,15 +84,16 @@ graph::Graph Engine::State::with_fp8_products(const graph::Graph& graph, std::ve
   }
   std::sort(without.begin(), without.end());
   without.erase(std::unique(without.begin(), without.end()), without.end());
-  if (!any)
-    notes.push_back("fp8: nothing is multiplied in it, for no linear's weight is stored in it");
+  if (stored == 0)
+    products.note = "fp8: nothing is multiplied in it, for no linear's weight is stored in it";
   else if (!able && !without.empty())
-    notes.push_back(fmt::format("fp8: nothing is multiplied in it, for {} cannot (GPUs can from sm_89 on)", fmt::join(without, ", ")));
-  else if (!narrow)
-    notes.push_back("fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16");
+    products.note = fmt::format("fp8: nothing is multiplied in it, for {} cannot (GPUs can from sm_89 on)", fmt::join(without, ", "));
+  else if (narrow == 0)
+    products.note = "fp8: nothing is multiplied in it, for the model computes in f32 and not in f16 or bf16";
   else if (!without.empty())
-    notes.push_back(fmt::format("fp8: some weights are decoded, for {} cannot (GPUs can from sm_89 on)", fmt::join(without, ", ")));
-  return any && narrow && able ? asking : graph;
+    products.note = fmt::format("fp8: some weights are decoded, for {} cannot (GPUs can from sm_89 on)", fmt::join(without, ", "));
+  if (able) products.linears = narrow;
+  return products.linears > 0 ? asking : graph;
 }
 
 std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text) {
@@ -106,8 +107,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   for (const auto& output : graph.outputs()) outputs[output.name] = graph.type(output.value);
 
   auto normalised = graph::normalise(graph);
-  std::vector<std::string> fp8_notes;
-  if (options.fp8_products) normalised = with_fp8_products(normalised, fp8_notes);
+  std::optional<Fp8Products> fp8;
+  if (options.fp8_products) normalised = with_fp8_products(normalised, fp8.emplace());
   auto decision = sharding::decide(normalised, mesh, planner::least_work(options.plan.devices));
   const int slots = prompt_inputs.empty() ? 1 : std::max(1, options.prompts);
   auto compiled = std::make_shared<Compiled>(team, mesh, text, slots);
@@ -117,7 +118,8 @@ std::shared_ptr<Compiled> Engine::State::build(const graph::Graph& graph, const 
   compiled->partition = sharding::partition(normalised, mesh, decision.assignment, options.plan.placement);
   compiled->notes = std::move(decision.notes);
   compiled->notes.insert(compiled->notes.end(), compiled->partition.notes.begin(), compiled->partition.notes.end());
-  compiled->notes.insert(compiled->notes.end(), fp8_notes.begin(), fp8_notes.end());
+  if (fp8 && !fp8->note.empty()) compiled->notes.push_back(fp8->note);
+  compiled->fp8 = std::move(fp8);
   team->run([&](std::size_t d, backend::Device& device) {
     compiled->programs[d] = lower(compiled->partition.devices[rank_of(d)], device, residency.weights(d));
     set_outputs(compiled->programs[d], compiled->partition, rank_of(d));

@@ -53,7 +53,7 @@ struct Engine::State {
 
   std::shared_ptr<Compiled> compile(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
   std::shared_ptr<Compiled> build(const graph::Graph& graph, const sharding::Mesh& mesh, const std::string& text);
-  graph::Graph with_fp8_products(const graph::Graph& graph, std::vector<std::string>& notes) const;
+  graph::Graph with_fp8_products(const graph::Graph& graph, Fp8Products& products) const;
   void connect(Program& program);
   void load(Compiled& compiled);
   void run(Compiled& compiled, const Calls::Tensors& inputs, const Calls::Tensors& outputs, const CallOptions& options);

@@ -33,6 +33,15 @@ TEST(ParseDevices, ReadsKindsIndicesAndLimits) {
   EXPECT_EQ(specs[2].limit_bytes, std::int64_t{3} << 29);
 }
 
+TEST(ParsedLimits, AreKept) {
+  const auto specs = parse_devices("cpu:0,cpu:1@512MiB");
+  const std::int64_t mib = 1 << 20;
+  EXPECT_NO_THROW(specs[0].expect_room(std::int64_t{1} << 50, 1));
+  EXPECT_NO_THROW(specs[1].expect_room(511 * mib, mib));
+  EXPECT_EQ(error_of([&] { specs[1].expect_room(511 * mib, 3 * mib); }),
+            "[memory] cpu:1 needs 3.00 MiB more, has 511.00 MiB in use and a limit of 512.00 MiB");
+}
+
 class BadDeviceLists : public testing::TestWithParam<std::pair<std::string, std::string>> {};
 
 TEST_P(BadDeviceLists, AreRefusedWithTheReason) {

@@ -197,8 +197,10 @@ class TestProductsInFp8:
         """A graph in parts says that no weight is in fp8 where that holds for all of them."""
         from comfytp.comfyui import engine
 
-        notes = [[engine._NOTHING_IN_FP8], [engine._NOTHING_IN_FP8] if everywhere else ["fp8: some weights are decoded"]]
+        none = {"linears": 0, "note": "fp8: nothing is multiplied in it"}
+        fp8 = [none, none if everywhere else {"linears": 3, "note": "fp8: some weights are decoded"}]
         whole, segments = (cls.__new__(cls) for cls in (engine.Engine, engine.Segments))
-        whole.programs = types.SimpleNamespace(report=lambda part: {"devices": [], "notes": notes[part]})
+        whole.programs = types.SimpleNamespace(report=lambda part: {"devices": [], "notes": [fp8[part]["note"]], "fp8": fp8[part]})
         segments.parts, segments.sites = [(0,), None, (1,)], [None]
-        assert whole.report(segments)["notes"] == [notes[1][0], "1 callouts to other nodes' code"]
+        report = whole.report(segments)
+        assert report["notes"] == [fp8[1]["note"], "1 callouts to other nodes' code"] and report["fp8"] == fp8[1]

@@ -142,7 +142,11 @@ TEST(Engine, SaysWhyNothingIsMultipliedInFp8) {
     const auto program = engine.compile(g);
     std::pair<std::size_t, std::string> result;
     for (const auto* linear : engine.partition(*program).devices[0].all("linear")) result.first += linear->attrs.text_or("product", "") == "fp8";
-    for (const auto& note : engine.notes(*program)) result.second += note.starts_with("fp8") ? note : "";
+    const auto& products = engine.fp8_products(*program);
+    EXPECT_TRUE(products && products->linears == static_cast<std::int64_t>(result.first));
+    result.second = products->note;
+    const auto notes = engine.notes(*program);
+    EXPECT_EQ(std::count(notes.begin(), notes.end(), products->note), products->note.empty() ? 0 : 1);
     return result;
   };
   using Result = std::pair<std::size_t, std::string>;

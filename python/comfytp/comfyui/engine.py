@@ -17,7 +17,6 @@ from .site import Live
 
 _TIMEOUT = 600.0
 _PROGRESS_AFTER = 2.0
-_NOTHING_IN_FP8 = "fp8: nothing is multiplied in it, for no linear's weight is stored in it"  # the engine's note, of a part alone no news
 
 
 class Reader:
@@ -101,8 +100,14 @@ class Engine:
                     kinds[kind] = {key: known[key] + entry[key] for key in known}
                 device["collectives"] = kinds
         notes = dict.fromkeys(note for report in reports for note in report["notes"])
-        if not all(_NOTHING_IN_FP8 in report["notes"] for report in reports):
-            notes.pop(_NOTHING_IN_FP8, None)
+        fp8 = [report["fp8"] for report in reports if "fp8" in report]
+        if any(part["linears"] for part in fp8):  # then it is no news that another part has none
+            for part in fp8:
+                if not part["linears"]:
+                    notes.pop(part["note"], None)
+        if fp8:
+            told = dict.fromkeys(part["note"] for part in fp8 if part["note"] in notes)
+            whole["fp8"] = {"linears": sum(part["linears"] for part in fp8), "note": "; ".join(told)}
         whole["notes"] = [*notes, f"{len(compiled.sites)} callouts to other nodes' code"]
         return whole
 

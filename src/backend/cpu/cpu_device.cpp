@@ -76,7 +76,8 @@ void* CpuDevice::allocate(std::int64_t bytes) {
   spec_.expect_room(allocated_, bytes);
   void* memory = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
   if (!memory)
-    throw OutOfMemory(fmt::format("[memory] {} needs {} bytes more, has {} in use and got none from the system", spec_.name(), bytes, allocated_));
+    throw OutOfMemory(fmt::format("[memory] {} needs {} more, has {} in use and got none from the system", spec_.name(), bytes_text(bytes),
+                                  bytes_text(allocated_)));
   allocated_ += bytes;
   return memory;
 }

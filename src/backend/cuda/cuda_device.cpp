@@ -28,8 +28,6 @@ class GraphRecording final : public Recording {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-std::string gib(std::size_t bytes) { return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / (1 << 30)); }
-
 }  // namespace
 
 void CudaDevice::attach() {
@@ -89,8 +87,8 @@ void* CudaDevice::allocate(std::int64_t bytes) {
     cudaGetLastError();
     std::size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    throw OutOfMemory(
-        fmt::format("[memory] {} needs {} bytes more, has {} in use here and {} free of {}", spec_.name(), bytes, allocated_, gib(free), gib(total)));
+    throw OutOfMemory(fmt::format("[memory] {} needs {} more, has {} in use here and {} free of {}", spec_.name(), bytes_text(bytes),
+                                  bytes_text(allocated_), bytes_text(static_cast<std::int64_t>(free)), bytes_text(static_cast<std::int64_t>(total))));
   }
   allocated_ += bytes;
   return memory;
