@@ -3,9 +3,9 @@
     PYTHONPATH=build/python python bench/gpu_models.py [--models flux,zimage,qwen,wan] [--layers N] [--runs 10] [--profile] [--json FILE]
 
 bf16, batch 1, random weights. For every model: milliseconds a call of PyTorch (eager) and of the engine, how far the results are from
-each other and from PyTorch's in fp32, and the library floor both ways (floor.py). --layers: the first N blocks (of flux N double and 2 N single ones), for time's sake;
-embeddings and the last layer count once, so that the ratio is that of a whole model within their share. sdxl: its UNet (f16, batch 2),
-captured and by the builder.
+each other and from PyTorch's in fp32, and the library floor both ways (floor.py). --layers: the first N blocks (of flux N double and 2 N
+single ones), for time's sake; embeddings and the last layer count once, so that the ratio is that of a whole model within their share.
+sdxl: its UNet (f16, batch 2), captured and by the builder.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def transformer(name, options):
     return row
 
 
-def sdxl(options):
+def sdxl_of(batch):
     torch.manual_seed(0)
     with torch.device(DEVICE):
         module = diffusers.UNet2DConditionModel(**({**SDXL, "block_out_channels": (64, 128, 128), "attention_head_dim": (1, 2, 2)} if TINY else SDXL))
@@ -202,13 +202,18 @@ def sdxl(options):
     module = module.half().eval().requires_grad_(False)
     side, half = (16 if TINY else 128), torch.float16
     call = dict(
-        sample=noise(2, 4, side, side, dtype=half),
-        timestep=torch.full((2,), 500.0, device=DEVICE),
-        encoder_hidden_states=noise(2, 77, 2048, dtype=half),
-        added_cond_kwargs=dict(text_embeds=noise(2, 1280, dtype=half), time_ids=torch.full((2, 6), 1024.0, device=DEVICE, dtype=half)),
+        sample=noise(batch, 4, side, side, dtype=half),
+        timestep=torch.full((batch,), 500.0, device=DEVICE),
+        encoder_hidden_states=noise(batch, 77, 2048, dtype=half),
+        added_cond_kwargs=dict(text_embeds=noise(batch, 1280, dtype=half), time_ids=torch.full((batch, 6), 1024.0, device=DEVICE, dtype=half)),
         return_dict=False,
     )
-    row = dict(model="sdxl", **measure(module, call, half, options))
+    return module, call
+
+
+def sdxl(options):
+    module, call = sdxl_of(2)
+    row = dict(model="sdxl", **measure(module, call, torch.float16, options))
     weights = {key: tensor.cpu() for key, tensor in module.state_dict().items()}
     built = comfytp.Denoiser(weights, options.device, compute="f16", head_dim=64)
     arguments = (call["sample"], call["timestep"], call["encoder_hidden_states"], gpu_unet.label_of(module, call))

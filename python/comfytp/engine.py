@@ -115,7 +115,8 @@ class Engine:
 
         {"mesh", "notes": what could not be split as asked, "devices": [{"name", "weight_bytes" in the stored dtype,
         "activation_bytes", "flops" of a call, "collectives": {kind: {"count", "bytes"}} of a call}]}; with compute="fp8" also
-        "fp8": {"linears": how many multiply in fp8, on one device at least, "note": why none or not all do, "" otherwise}.
+        "fp8": {"linears": over weights stored in fp8, where one device at least can multiply in it (those of few rows or odd sizes
+        decode all the same), "note": why there are none, or not on all devices, "" otherwise}.
         """
         return self._core.report()
 

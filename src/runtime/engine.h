@@ -76,7 +76,8 @@ struct CallOptions {
 
 /// What `fp8_products` comes to in one program.
 struct Fp8Products {
-  std::int64_t linears = 0;  ///< that multiply in fp8, on one device at least
+  /// Over weights stored in fp8, where one device at least can multiply in it: all of them but those of few rows or odd sizes, which decode.
+  std::int64_t linears = 0;
   std::string note;          ///< why none do, or not on all devices; empty otherwise. One of the program's notes too
 };
 
