@@ -54,7 +54,14 @@ Rule Op::rule(const OpContext& op) const {
   return rule;
 }
 
-Attrs Op::localize(const OpContext& op, std::span<const Interval>) const { return op.attrs; }
+Attrs Op::localize(const OpContext& op, std::span<const Interval>, std::span<const Type>) const { return op.attrs; }
+
+DimRule DimRule::shifted(int factor, std::int64_t shift, std::int64_t size) {
+  const auto at = [=](std::int64_t index) { return std::clamp<std::int64_t>(index + shift, 0, size); };
+  DimRule rule(factor, [=](Interval part) { return Interval{at(part.lo), at(part.hi)}; });
+  rule.shift = shift;
+  return rule;
+}
 
 ValueId Op::emit_moments(Graph&, const Attrs&, std::span<const ValueId>) const { fail("[{}] has no moments", name()); }
 

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -62,12 +63,16 @@ struct Factor {
 /// broadcast). Only the major factor of a dimension can be cut, since a part must be one interval.
 struct DimRule {
   std::vector<int> factors;
-  /// Set where the operand needs more than the factor's own interval (a halo): output interval -> operand's interval.
+  /// Set where the operand needs another interval than the factor's own (a halo): output interval -> operand's interval.
   std::function<Interval(Interval)> window;
+  /// Set where the operand's index is the factor's plus this, as far as the operand goes: what a slice and a concat read. A window too.
+  std::optional<std::int64_t> shift;
   DimRule() = default;
   DimRule(int factor) : factors{factor} {}
   DimRule(std::vector<int> f) : factors(std::move(f)) {}
   DimRule(int factor, std::function<Interval(Interval)> w) : factors{factor}, window(std::move(w)) {}
+  /// Of an operand of that size.
+  static DimRule shifted(int factor, std::int64_t shift, std::int64_t size);
 };
 
 struct Rule {
@@ -113,8 +118,8 @@ class Op {
 
   /// Its factors. The default cuts nothing.
   virtual Rule rule(const OpContext& op) const;
-  /// The attributes of one part, `ranges[f]` being the part of factor f.
-  virtual Attrs localize(const OpContext& op, std::span<const Interval> ranges) const;
+  /// The attributes of one part, `ranges[f]` being the part of factor f and `inputs` what it gets (nothing for weights and inputs of the graph).
+  virtual Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type> inputs) const;
   /// For an op whose statistics factor is cut: appends to `g` the op that takes this part's moments from the local
   /// inputs, with a leading dimension of 1 along which the parts are gathered. The op then takes them as a further input.
   virtual ValueId emit_moments(Graph& g, const Attrs& local, std::span<const ValueId> inputs) const;

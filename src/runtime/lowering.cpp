@@ -188,6 +188,10 @@ class Lowering {
   // A slice that lies in one piece is read where it lies.
   bool see_slice(const Node& node) {
     const Value& v = value(node.inputs[0]);
+    if (v.type == program_.graph.type(node.outputs[0])) {  // of a part that is all that there is here
+      value(node.outputs[0]) = v;
+      return true;
+    }
     const auto step = step_of(v.type, v.order, static_cast<std::size_t>(node.attrs.integer("dim")));
     const auto offset = step * node.attrs.integer("start");
     if (v.home.block < 0 || v.weight || v.stored != v.type.dtype) return false;

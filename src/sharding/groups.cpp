@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <set>
 
 #include "graph/rewrites.h"
+#include "sharding/resharder.h"
 #include "sharding/rule_query.h"
 #include "sharding/strategy.h"
 
@@ -63,7 +65,12 @@ FactorGroups::FactorGroups(const Graph& graph) : graph_(graph), varies_(graph::v
     const bool only = is(node, "weight") || (!node.inputs.empty() && std::all_of(node.inputs.begin(), node.inputs.end(), from_weights));
     of_weights_.resize(of_weights_.size() + node.outputs.size(), only);
   }
-  std::vector<std::pair<int, int>> windows;  // factors of neighbours that differ by a halo
+  struct Window {
+    int made, read;  // factors of neighbours that differ by a halo or a shift
+    std::optional<std::int64_t> shift;
+    std::int64_t made_size, read_size;
+  };
+  std::vector<Window> windows;
   for (std::size_t n = 0; n < nodes.size(); ++n)
     for (std::size_t i = 0; i < nodes[n].inputs.size(); ++i)
       for (std::size_t d = 0; d < rules_[n].inputs[i].size(); ++d) {
@@ -71,9 +78,10 @@ FactorGroups::FactorGroups(const Graph& graph) : graph_(graph), varies_(graph::v
         const auto [made, maker] = cut_of_value(nodes[n].inputs[i], d);
         const int read = major_of(rules_[n], dim).factor;
         if (made < 0 || read < 0 || !can_cut(rules_[n], read)) continue;
+        if (dim.shift && Resharder::is_leaf(nodes[static_cast<std::size_t>(maker)])) continue;  // of which every device reads what it wants
         const int a = first[static_cast<std::size_t>(maker)] + made, b = first[n] + read;
         if (dim.window)
-          windows.push_back({a, b});
+          windows.push_back({a, b, dim.shift, graph.type(nodes[n].inputs[i]).shape[d], rules_[n].factors[static_cast<std::size_t>(read)].size});
         else
           sets.join(a, b);
       }
@@ -91,11 +99,15 @@ FactorGroups::FactorGroups(const Graph& graph) : graph_(graph), varies_(graph::v
       of_[n][f] = it->second;
     }
   }
-  for (auto [a, b] : windows) {
-    const int from = index.at(sets.find(a)), to = index.at(sets.find(b));
+  for (const auto& w : windows) {
+    const int from = index.at(sets.find(w.made)), to = index.at(sets.find(w.read));
     if (from == to) continue;
     neighbours_[from].insert(to);
     neighbours_[to].insert(from);
+    if (w.shift && w.made_size <= w.read_size)
+      inclusions_.insert({to, from, w.read_size, w.made_size, -*w.shift});  // of a concat
+    else if (w.shift)
+      inclusions_.insert({from, to, w.made_size, w.read_size, *w.shift});  // of a slice
   }
   measure();
 }

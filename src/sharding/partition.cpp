@@ -118,12 +118,18 @@ class Partitioner {
       inputs.push_back(once ? reshard_.on_first(node.inputs[i], wants, kept) : reshard_.get(node.inputs[i], wants, kept, reason));
     }
     std::vector<Attrs> local;
-    for (int d = 0; d < mesh_.size(); ++d) local.push_back(node.op->localize(op, ranges(rule, cuts, d)));
+    for (int d = 0; d < mesh_.size(); ++d) local.push_back(node.op->localize(op, ranges(rule, cuts, d), types_of(inputs, d)));
     add_moments(node, rule, cuts, local, inputs);
 
     const auto outputs = reshard_.emit(*node.op, inputs, local, node.name);
     for (std::size_t i = 0; i < outputs.size(); ++i)
       reshard_.define(node.outputs[i], outputs[i], wants_of(rule, rule.outputs[i], cuts), {partial.begin(), partial.end()}, reason);
+  }
+
+  std::vector<graph::Type> types_of(const std::vector<ValueId>& ids, int device) const {
+    std::vector<graph::Type> types;
+    for (ValueId id : ids) types.push_back(reshard_.devices[static_cast<std::size_t>(device)].type(id));
+    return types;
   }
 
   std::vector<Interval> ranges(const Rule& rule, const Cuts& cuts, int device) const {

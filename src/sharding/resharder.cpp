@@ -30,6 +30,14 @@ bool uses(const Wants& wants, int axis) {
   return std::any_of(wants.begin(), wants.end(), [&](const Want& w) { return w.axis == axis; });
 }
 
+// Every device has what it wants, and maybe more.
+bool holds(const Want& have, const Want& want) {
+  if (have.axis != want.axis) return false;
+  for (std::size_t r = 0; r < want.parts.size(); ++r)
+    if (want.parts[r].size() > 0 && intersect(have.parts[r], want.parts[r]) != want.parts[r]) return false;
+  return true;
+}
+
 bool has(const std::vector<int>& axes, int axis) { return std::find(axes.begin(), axes.end(), axis) != axes.end(); }
 
 }  // namespace
@@ -116,7 +124,7 @@ std::optional<Resharder::Path> Resharder::path(const Form& form, ValueId value, 
   }
   for (std::size_t d = 0; d < wants.size(); ++d) {
     const int axis = where[d].axis;
-    if (axis < 0 || where[d] == wants[d]) continue;
+    if (axis < 0 || where[d] == wants[d] || holds(where[d], wants[d])) continue;
     if (!bounds_of(where[d], shape[d])) return std::nullopt;
     ++path.collectives;
     if (wants[d].axis != axis) {
@@ -176,6 +184,10 @@ ValueId Resharder::get(ValueId value, const Wants& wants, const std::set<int>& k
   for (std::size_t d = 0; d < wants.size(); ++d) {
     const int axis = form.where[d].axis;
     if (axis < 0 || form.where[d] == wants[d]) continue;
+    if (holds(form.where[d], wants[d])) {
+      slice(form, value, wants, d);
+      continue;
+    }
     const auto why = fmt::format("dimension {} of {} for {}", d, first_form, reason);
     Attrs attrs{{"dim", static_cast<std::int64_t>(d)}, {"bounds", *bounds_of(form.where[d], shape[d])}};
     if (wants[d].axis == axis) {
@@ -199,8 +211,9 @@ ValueId Resharder::get(ValueId value, const Wants& wants, const std::set<int>& k
 void Resharder::slice(Form& form, ValueId value, const Wants& wants, std::size_t dim) {
   std::vector<Attrs> attrs;
   for (int d = 0; d < mesh_.size(); ++d) {
-    const Interval part = box(value, wants, d)[dim];
-    attrs.push_back({{"dim", static_cast<std::int64_t>(dim)}, {"start", part.lo}, {"stop", part.hi}});
+    const Interval own = box(value, form.where, d)[dim], part = intersect(own, box(value, wants, d)[dim]);
+    const auto start = part.size() > 0 ? part.lo - own.lo : 0;
+    attrs.push_back({{"dim", static_cast<std::int64_t>(dim)}, {"start", start}, {"stop", start + part.size()}});
   }
   form.id = emit(graph::find_op("slice"), {form.id}, attrs, {})[0];
   form.where[dim] = wants[dim];
@@ -228,7 +241,7 @@ ValueId Resharder::on_first(ValueId value, const Wants& wants, const std::set<in
   return leaf(whole_.producer(value), value, wants, axes);
 }
 
-Attrs Resharder::localized(const Node& node, const Box& box) const { return node.op->localize(whole_.context(node), box); }
+Attrs Resharder::localized(const Node& node, const Box& box) const { return node.op->localize(whole_.context(node), box, {}); }
 
 ValueId Resharder::leaf(const Node& node, ValueId value, const Wants& wants, const std::set<int>& only_first) {
   if (is(node, "constant")) {

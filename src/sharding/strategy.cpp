@@ -1,10 +1,11 @@
 #include "sharding/strategy.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
-#include <optional>
 
 #include "base/error.h"
+#include "sharding/joint_bounds.h"
 #include "sharding/rule_query.h"
 
 namespace comfytp::sharding {
@@ -19,16 +20,19 @@ class Strategy {
  public:
   Strategy(const Graph& graph, const Mesh& mesh, double least_work)
       : graph_(graph), mesh_(mesh), least_work_(least_work), groups_(graph), uses_(graph.use_counts()) {
-    for (std::size_t n = 0; n < graph.nodes().size(); ++n)
-      for (ValueId id : graph.nodes()[n].inputs) readers_[id].push_back(static_cast<int>(n));
+    for (std::size_t n = 0; n < graph.nodes().size(); ++n) {
+      const Node& node = graph.nodes()[n];
+      for (ValueId id : node.inputs) readers_[id].push_back(static_cast<int>(n));
+      flops_.push_back(groups_.varies(static_cast<int>(n)) ? node.op->flops(graph.context(node)) : 0);
+    }
   }
 
   Decision run() {
     for (int axis = 0; axis < static_cast<int>(mesh_.axes().size()); ++axis) {
       if (mesh_.axes()[axis].size == 1) continue;
       const auto& name = mesh_.axes()[axis].name;
-      if (name == "batch") cut_dimension(axis, 0, "samples");
-      if (name == "patch") cut_dimension(axis, std::nullopt, "rows");
+      if (name == "batch") cut_dimension(axis, "samples");
+      if (name == "patch") cut_dimension(axis, "rows");
       if (name == "tensor") cut_channels(axis);
     }
     for (const auto& [parts, names] : uneven_)
@@ -45,15 +49,23 @@ class Strategy {
   // Cuts some factors alike: `units` equal steps in proportion to the axis' shares.
   void cut(const std::vector<std::pair<int, int>>& members, std::int64_t units, int axis, const std::string& name, const std::string& what) {
     const auto parts = proportional_bounds(units, shares(axis));
-    std::string sizes;
-    bool even = true;
-    for (std::size_t r = 0; r + 1 < parts.size(); ++r) {
-      sizes += fmt::format("{}{}", r ? "+" : "", parts[r + 1] - parts[r]);
-      even = even && parts[r + 1] - parts[r] == parts[1];
-    }
+    const auto sizes = sizes_of(parts);
+    const bool even = std::adjacent_find(sizes.begin(), sizes.end(), std::not_equal_to<>()) == sizes.end();
     if (!even && mesh_.axes()[axis].shares.empty())
-      uneven_[fmt::format("{} {} over {} devices are uneven ({})", units, what, mesh_.axes()[axis].size, sizes)].push_back(name);
-    decision_.groups.push_back(fmt::format("{}: {} of '{}', {} = {}", mesh_.axes()[axis].name, what, name, units, sizes));
+      uneven_[fmt::format("{} {} over {} devices are uneven ({})", units, what, mesh_.axes()[axis].size, fmt::join(sizes, "+"))].push_back(name);
+    cut_at(parts, members, units, axis, name, what);
+  }
+
+  static Bounds sizes_of(const Bounds& bounds) {
+    Bounds sizes(bounds.size());
+    std::adjacent_difference(bounds.begin(), bounds.end(), sizes.begin());
+    sizes.erase(sizes.begin());
+    return sizes;
+  }
+
+  void cut_at(const Bounds& parts, const std::vector<std::pair<int, int>>& members, std::int64_t units, int axis, const std::string& name,
+              const std::string& what) {
+    decision_.groups.push_back(fmt::format("{}: {} of '{}', {} = {}", name_of(axis), what, name, units, fmt::join(sizes_of(parts), "+")));
     for (auto [node, factor] : members) {
       const auto step = groups_.rule(node).factors[static_cast<std::size_t>(factor)].size / units;
       Cut cut{axis, {}};
@@ -70,15 +82,12 @@ class Strategy {
     return true;
   }
 
-  // Samples, or rows: the dimension of the output (without one given: the first behind the channels of an image, the
-  // tokens of a sequence), and all that hangs on it by halos.
-  void cut_dimension(int axis, std::optional<std::size_t> dim, const std::string& what) {
+  // Samples, or rows, and all that hangs on them by halos or as parts.
+  void cut_dimension(int axis, const std::string& what) {
     const ValueId output = graph_.outputs().at(0).value;
-    const auto& shape = graph_.type(output).shape;
-    const std::size_t d = dim ? *dim : shape.size() >= 4 ? 2 : 1;
     const auto& name = name_of(axis);
     const auto size = mesh_.axes()[static_cast<std::size_t>(axis)].size;
-    const int seed = d < shape.size() ? groups_.of_value(output, d) : -1;
+    const int seed = what == "samples" ? groups_.of_value(output, 0) : rows_of(output, axis);
     if (seed < 0) {
       decision_.notes.push_back(fmt::format("{}={}: the output {} has no {} to cut, so every device of the axis does the same work; use {}=1, or tensor={}",
                                             name, size, graph::to_string(graph_.type(output)), what, name, size));
@@ -87,10 +96,62 @@ class Strategy {
     if (const auto units = groups_.all()[static_cast<std::size_t>(seed)].units; units < size)
       decision_.notes.push_back(fmt::format("{}={}: the output {} has {} {} to cut, so {} of the devices of the axis do nothing; use {}={} at most, or tensor={}",
                                             name, size, graph::to_string(graph_.type(output)), units, what, size - units, name, units, size));
-    for (int g : groups_.connected(seed)) {
+    const auto connected = groups_.connected(seed);
+    const auto joint = joint_bounds(groups_, connected, shares(axis));
+    for (int g : connected) {
       const auto& group = groups_.all()[static_cast<std::size_t>(g)];
-      if (free_of(group, axis)) cut(group.members, group.units, axis, group.name, what);
+      if (!free_of(group, axis)) continue;
+      if (const auto bounds = joint.find(g); bounds != joint.end())
+        cut_at(bounds->second, group.members, group.units, axis, group.name, what);
+      else
+        cut(group.members, group.units, axis, group.name, what);
     }
+    note_whole_work(axis, what);
+  }
+
+  // The group of the output's dimension, behind that of the samples, of which a cut leaves the busiest device the least to do: an image's rows, a
+  // film's frames (or its rows, where it has one frame), a sequence's tokens, wherever a model has them; -1 if none can be cut. Of
+  // dimensions that are as good, the first behind the channels of an image. Channels are not asked: they cut weights.
+  int rows_of(ValueId output, int axis) const {
+    const auto rank = graph_.type(output).shape.size();
+    std::vector<std::size_t> dims;
+    if (rank >= 4) dims.push_back(2);
+    for (std::size_t d = 1; d < rank; ++d) dims.push_back(d);
+    int best = -1;
+    double least = 0;
+    for (std::size_t d : dims) {
+      const int seed = groups_.of_value(output, d);
+      if (seed < 0 || groups_.all()[static_cast<std::size_t>(seed)].weights > 0) continue;  // the latter: channels
+      const double left = left_by(seed, axis);
+      if (best < 0 || left < 0.99 * least) best = seed, least = left;
+    }
+    return best;
+  }
+
+  // Floating-point operations of a step that the busiest device does when a group and all that hangs on it are cut.
+  double left_by(int seed, int axis) const {
+    std::set<int> nodes;
+    for (int g : groups_.connected(seed))
+      for (auto [n, f] : groups_.all()[static_cast<std::size_t>(g)].members) nodes.insert(n);
+    const auto units = groups_.all()[static_cast<std::size_t>(seed)].units;
+    const auto sizes = sizes_of(proportional_bounds(units, shares(axis)));
+    const double most = static_cast<double>(*std::max_element(sizes.begin(), sizes.end())) / static_cast<double>(units);
+    double left = 0;
+    for (std::size_t n = 0; n < flops_.size(); ++n) left += flops_[n] * (nodes.count(static_cast<int>(n)) ? most : 1);
+    return left;
+  }
+
+  // Where much of the arithmetic hangs on something that cannot be cut so, more devices gain little.
+  void note_whole_work(int axis, const std::string& what) {
+    constexpr double kMuch = 0.2;
+    double whole = 0, all = 0;
+    for (std::size_t n = 0; n < flops_.size(); ++n) {
+      all += flops_[n];
+      if (!taken_.count({static_cast<int>(n), axis})) whole += flops_[n];
+    }
+    if (whole > kMuch * all)
+      decision_.notes.push_back(fmt::format("{}={}: {:.0f} % of a step's arithmetic cannot be divided by {}, so every device of the axis does all of it", name_of(axis),
+                                            mesh_.axes()[static_cast<std::size_t>(axis)].size, 100 * whole / all, what));
   }
 
   bool is_weight(ValueId id) const { return graph::is(graph_.producer(id), "weight"); }
@@ -291,6 +352,7 @@ class Strategy {
   FactorGroups groups_;
   std::vector<int> uses_;
   std::map<ValueId, std::vector<int>> readers_;
+  std::vector<double> flops_;            // of each node in a step
   std::set<std::pair<int, int>> taken_;  // (node, axis)
   std::map<std::string, std::vector<std::string>> uneven_;
   Decision decision_;

@@ -1,6 +1,7 @@
 // What to cut: finds the groups of factors that belong together and gives them to the axes of a mesh.
 #pragma once
 
+#include <compare>
 #include <map>
 #include <set>
 #include <string>
@@ -22,6 +23,15 @@ struct FactorGroup {
   std::string name;    ///< the largest weight that it cuts, as in Cuts; without weights its first node
 };
 
+/// Two groups of which one is a part of the other: the tokens of a text or an image among those of both, where a concat joins them or a slice
+/// takes them out again.
+struct Inclusion {
+  int whole = -1, part = -1;                    ///< groups
+  std::int64_t whole_size = 0, part_size = 0;   ///< elements of the dimension
+  std::int64_t begin = 0;                       ///< of the part in the whole
+  auto operator<=>(const Inclusion&) const = default;
+};
+
 /// All groups of a graph.
 class FactorGroups {
  public:
@@ -32,8 +42,9 @@ class FactorGroups {
   int of(int node, int factor) const { return of_[static_cast<std::size_t>(node)][static_cast<std::size_t>(factor)]; }
   /// The group that cuts a dimension of a value; -1 if there is none.
   int of_value(graph::ValueId value, std::size_t dim) const;
-  /// The group and all that hang on it by halos: the rows of all resolutions of an image.
+  /// The group and all that hang on it by halos, the rows of all resolutions of an image, or as parts.
   std::set<int> connected(int group) const;
+  const std::set<Inclusion>& inclusions() const { return inclusions_; }
   /// Whether a node runs in every step, and not once a prompt.
   bool varies(int node) const { return varies_[static_cast<std::size_t>(node)]; }
   /// The factor of a heavy node divides an operand that is made of weights alone; its elements, 0 if not.
@@ -52,6 +63,7 @@ class FactorGroups {
   std::vector<std::vector<int>> of_;
   std::vector<FactorGroup> groups_;
   std::map<int, std::set<int>> neighbours_;
+  std::set<Inclusion> inclusions_;
 };
 
 struct Decision {

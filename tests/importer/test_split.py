@@ -84,6 +84,21 @@ def test_samples_are_split_over_an_axis_of_the_batch(make, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
+def test_rows_frames_and_tokens_are_split_over_an_axis_of_patches(make, name):
+    module = make(name)
+    one, split = comfytp.split(module, "cpu:0"), comfytp.split(module, "cpu:0,cpu:1", mesh="patch=2", placement="gathered")
+    call = denoisers.call_arguments(name, seed=7)
+    assert relative_error(split(**call), one(**call)) <= 1e-5
+    whole, plan = one.plan, split.plan
+    assert max(plan.weight_bytes_per_device) <= 0.60 * plan.weight_bytes_total
+    # Of chroma's half is spent on the timestep, at this width; rows are few and do not divide evenly.
+    assert max(plan.flops_per_device) <= (0.80 if name == "chroma" else 0.67) * whole.flops_per_device[0]
+    assert "all_reduce" not in plan.collectives[0] or name == "sana"  # whose attention sums over tokens
+    assert all_ran_on_the_engine(split)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
 def test_bf16_module_is_as_exact_as_in_torch(name):
     module, exact = denoisers.make(name).to(torch.bfloat16), denoisers.make(name)
     for parameter, other in zip(exact.parameters(), module.parameters(), strict=True):

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <random>
 #include <string>
 
 #include "graph/evaluate.h"
+#include "graph/rewrites.h"
 #include "sharding/partition.h"
 
 namespace comfytp::test {
@@ -56,12 +58,14 @@ inline double difference(const RefTensor& a, const RefTensor& b) {
   return std::sqrt(diff / std::max(norm, 1e-300));
 }
 
-// The largest difference to the whole, over all outputs, from the parts that the devices hand over.
+// The largest difference to the whole, over all outputs, from the parts that the devices hand over; each device's graph fused or not.
 inline double error_of(const Graph& graph, const sharding::Mesh& mesh, const sharding::Assignment& assignment,
-                       sharding::Placement placement = sharding::Placement::resident) {
+                       sharding::Placement placement = sharding::Placement::resident, std::optional<graph::Fusion> fusion = {}) {
   const auto leaves = leaves_of(graph);
   const auto whole = graph::evaluate(graph, leaves);
-  const auto parts = sharding::partition(graph, mesh, assignment, placement);
+  auto parts = sharding::partition(graph, mesh, assignment, placement);
+  for (auto& device : parts.devices)
+    if (fusion) device = graph::fuse(device, *fusion);
   const auto results = graph::evaluate(parts.devices, leaves);
   double worst = 0;
   for (const auto& [name, value] : whole) {

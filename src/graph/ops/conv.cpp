@@ -59,7 +59,7 @@ class Conv final : public Op {
     return rule;
   }
 
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints padding = op.attrs.ints("padding");
     for (std::size_t d = 0; d < spatial_; ++d) {

@@ -79,7 +79,7 @@ class GroupNorm final : public Op {
     rule.outputs = {dims};
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     local.set("groups", ranges[1].size());
     return local;

@@ -23,7 +23,7 @@ class Input final : public Op {
     rule.outputs = {free_dims(rule, op.out[0].shape)};
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints shape, offset;
     for (auto r : ranges) shape.push_back(r.size()), offset.push_back(r.lo);
@@ -57,7 +57,7 @@ class Weight final : public Op {
     rule.outputs = {free_dims(rule, op.out[0].shape)};
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints shape, offset = op.attrs.ints("offset");
     for (std::size_t d = 0; d < ranges.size(); ++d) {

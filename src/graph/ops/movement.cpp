@@ -83,7 +83,7 @@ class SplitDim final : public Op {
     rule.linear = true;
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints sizes = op.attrs.ints("sizes");
     for (std::size_t k = 0; k < sizes.size(); ++k) sizes[k] = ranges[op.attrs.integer("dim") + k].size();
@@ -179,13 +179,26 @@ class Slice final : public Op {
   }
   Rule rule(const OpContext& op) const override {
     Rule rule;
-    rule.inputs = {free_dims(rule, op.in[0].shape)};
-    rule.outputs = rule.inputs;
+    rule.outputs = {free_dims(rule, op.out[0].shape)};
+    rule.inputs = rule.outputs;
     const auto dim = static_cast<std::size_t>(op.attrs.integer("dim"));
-    rule.factors[rule.inputs[0][dim].factors[0]].kind = FactorKind::whole;
-    rule.outputs[0][dim] = rule.add("cut", op.out[0].shape[dim], FactorKind::whole);
+    if (op.attrs.integer_or("step", 1) == 1) {
+      rule.inputs[0][dim] = DimRule::shifted(static_cast<int>(dim), op.attrs.integer("start"), op.in[0].shape[dim]);
+    } else {
+      rule.factors[dim].kind = FactorKind::whole;
+      rule.inputs[0][dim] = rule.add("all", op.in[0].shape[dim], FactorKind::whole);
+    }
     rule.linear = true;
     return rule;
+  }
+  // Whoever makes a part of it gets nothing but that; whoever makes all of it may have got all.
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type> inputs) const override {
+    Attrs local = op.attrs;
+    const auto dim = static_cast<std::size_t>(op.attrs.integer("dim"));
+    if (op.attrs.integer_or("step", 1) != 1 || inputs[0].shape[dim] == op.in[0].shape[dim]) return local;
+    local.set("start", std::int64_t{0});
+    local.set("stop", ranges[dim].size());
+    return local;
   }
   Layout layout(const OpContext&, std::span<const Order> produced) const override { return {{produced[0]}, {produced[0]}}; }
   void reference(const OpContext& op, std::span<const RefTensor> in, std::span<RefTensor> out) const override {
@@ -218,10 +231,11 @@ class Concat final : public Op {
     Rule rule;
     const auto dim = static_cast<std::size_t>(op.attrs.integer("dim"));
     rule.outputs = {free_dims(rule, op.out[0].shape)};
-    rule.factors[rule.outputs[0][dim].factors[0]].kind = FactorKind::whole;
+    std::int64_t before = 0;
     for (const auto& t : op.in) {
       rule.inputs.push_back(rule.outputs[0]);
-      rule.inputs.back()[dim] = rule.add("part", t.shape[dim], FactorKind::whole);
+      rule.inputs.back()[dim] = DimRule::shifted(static_cast<int>(dim), -before, t.shape[dim]);
+      before += t.shape[dim];
     }
     rule.linear = true;
     return rule;

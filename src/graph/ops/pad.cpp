@@ -46,7 +46,7 @@ class Pad final : public Op {
     }
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints before = op.attrs.ints("before"), after = op.attrs.ints("after");
     for (std::size_t d = 0; d < before.size(); ++d) {
@@ -113,7 +113,7 @@ class Expand final : public Op {
     rule.linear = true;
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints shape;
     for (auto r : ranges) shape.push_back(r.size());

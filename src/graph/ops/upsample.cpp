@@ -41,7 +41,7 @@ class UpsampleNearest final : public Op {
     rule.outputs = {out};
     return rule;
   }
-  Attrs localize(const OpContext& op, std::span<const Interval> ranges) const override {
+  Attrs localize(const OpContext& op, std::span<const Interval> ranges, std::span<const Type>) const override {
     Attrs local = op.attrs;
     Ints size(2), from_offset = op.attrs.ints("from_offset"), to_offset = op.attrs.ints("to_offset");
     for (int d = 0; d < 2; ++d) {
