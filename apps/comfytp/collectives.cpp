@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/error.h"
 #include "collective_case.h"
@@ -23,11 +24,14 @@ using nlohmann::ordered_json;
 
 struct Options {
   std::string devices, communicators, dtypes = "f16,bf16,f32", ops = "all_reduce,all_gather,reduce_scatter,halo_exchange";
-  // Odd ones too, and the 5.2 MB that SDXL's blocks sum at 1024x1024, batch 2.
-  std::string sizes = "1KB,4KB,16KB,64KB,100003,256KB,1MB,1234567,5242880,16MB,64MB";
+  std::optional<std::string> sizes;
   double timeout_seconds = 60;
   bool json = false;
 };
+
+// Odd ones too, and the 5.2 MB that SDXL's blocks sum at 1024x1024, batch 2. Those of CPUs take seconds each.
+constexpr const char* kSizes = "1KB,4KB,16KB,64KB,100003,256KB,1MB,1234567,5242880,16MB,64MB";
+constexpr const char* kHostSizes = "1KB,64KB,100003,1MB,5242880";
 
 struct Measured {
   std::string communicator;
@@ -178,7 +182,7 @@ int collectives(const Options& options) {
   std::vector<CollectiveCase> cases;
   for (const auto& op : split(without_spaces(options.ops)))
     for (const auto& dtype : split(without_spaces(options.dtypes)))
-      for (const auto& size : split(without_spaces(options.sizes)))
+      for (const auto& size : split(without_spaces(options.sizes.value_or(on_host ? kHostSizes : kSizes))))
         cases.push_back(CollectiveCase(op, dtype_from_name(dtype), size_from(size), static_cast<int>(specs.size())));
 
   std::vector<std::unique_ptr<backend::Device>> devices;
@@ -213,8 +217,8 @@ void add_collectives(CLI::App& app, Command& chosen) {
   command->add_option("--communicator", options->communicators, "peer, staged or best, or several of them (default peer,staged between GPUs)");
   command->add_option("--ops", options->ops, "Which collectives")->capture_default_str();
   command->add_option("--dtype", options->dtypes, "Of which elements: f16, bf16, f32")->capture_default_str();
-  command->add_option("--sizes", options->sizes, "Bytes of the whole tensor; of halo_exchange: that a rank gets from a neighbour")
-      ->capture_default_str();
+  command->add_option("--sizes", options->sizes, fmt::format("Bytes of the whole tensor; of halo_exchange: that a rank gets from a neighbour (default {}; of CPUs {})",
+                                                             kSizes, kHostSizes));
   command->add_option("--timeout", options->timeout_seconds, "Seconds that a device waits for another")->capture_default_str();
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &chosen] { chosen = [options] { return collectives(*options); }; });

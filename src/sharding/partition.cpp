@@ -113,7 +113,7 @@ class Partitioner {
     std::vector<ValueId> inputs;
     const auto reason = fmt::format("{} ({})", label(node), cuts.describe(rule, mesh_));
     for (std::size_t i = 0; i < node.inputs.size(); ++i) {
-      const Wants wants = wants_of(rule, rule.inputs[i], cuts);
+      const Wants wants = narrowed(wants_of(rule, rule.inputs[i], cuts), rule, i, node.inputs[i]);
       const bool once = !kept.empty() && Resharder::is_leaf(graph_.producer(node.inputs[i]));
       inputs.push_back(once ? reshard_.on_first(node.inputs[i], wants, kept) : reshard_.get(node.inputs[i], wants, kept, reason));
     }
@@ -124,6 +124,19 @@ class Partitioner {
     const auto outputs = reshard_.emit(*node.op, inputs, local, node.name);
     for (std::size_t i = 0; i < outputs.size(); ++i)
       reshard_.define(node.outputs[i], outputs[i], wants_of(rule, rule.outputs[i], cuts), {partial.begin(), partial.end()}, reason);
+  }
+
+  // Of a value that is cut along a dimension, every device gets the one row that a slice takes of it, and not all of them.
+  Wants narrowed(Wants wants, const Rule& rule, std::size_t input, ValueId id) const {
+    const Wants where = reshard_.where(id);
+    for (std::size_t d = 0; d < wants.size(); ++d) {
+      const auto& dim = rule.inputs[input][d];
+      const int axis = where[d].axis;
+      const bool one = dim.shift && rule.factors[static_cast<std::size_t>(dim.factors[0])].size == 1 && graph_.type(id).shape[d] > 1;
+      if (!one || axis < 0 || std::any_of(wants.begin(), wants.end(), [&](const Want& w) { return w.axis == axis; })) continue;
+      wants[d] = {axis, std::vector<Interval>(static_cast<std::size_t>(mesh_.axes()[static_cast<std::size_t>(axis)].size), dim.window({0, 1}))};
+    }
+    return wants;
   }
 
   std::vector<graph::Type> types_of(const std::vector<ValueId>& ids, int device) const {

@@ -22,6 +22,17 @@ class TestEveryFamily:
         expected = models.sample(plain, family)
         assert models.relative(models.sample(split_model(plain, ids, memory_mode=mode), family), expected) < TOLERANCE
 
+    @pytest.mark.parametrize("family", list(models.FAMILIES))
+    def test_one_sample_is_divided_by_its_rows_or_tokens(self, family):
+        plain = models.FAMILIES[family]()
+        expected = models.sample(plain, family, steps=1, cfg=1.0)
+        flops = {}
+        for ids in ("0", "0,1"):
+            split = split_model(plain, ids, memory_mode="fast")
+            assert models.relative(models.sample(split, family, steps=1, cfg=1.0), expected) < TOLERANCE
+            flops[ids] = max(device["flops"] for device in split.split.report()["devices"])
+        assert flops["0,1"] < 0.65 * flops["0"]
+
     def test_prompts_of_unequal_lengths(self):
         for family in ("sd15", "flux"):
             plain = models.FAMILIES[family]()

@@ -54,6 +54,7 @@ TEST_P(Tokens, OfTextAndImageAreDividedTogether) {
     auto exchanged = collectives_of(device);
     EXPECT_EQ(exchanged["all_gather"], 2 * (attentions - of_prompt));  // keys and values
     exchanged.erase("all_gather");
+    if (tokens == 1) exchanged.erase("halo_exchange");  // one token is not cut: all have it, and get its attention's row
     EXPECT_TRUE(exchanged.empty()) << exchanged.begin()->first;
     // Turning by angles is a step of a pass as it is where nothing is divided.
     EXPECT_EQ(graph::to_text(graph::fuse(device, graph::Fusion::passes)).find("rope") != std::string::npos, of_prompt == 0);
@@ -62,7 +63,7 @@ TEST_P(Tokens, OfTextAndImageAreDividedTogether) {
 
 INSTANTIATE_TEST_SUITE_P(Meshes, Tokens,
                          ::testing::Combine(::testing::Values("single", "cross"), ::testing::Values("patch=2", "patch=3", "patch=2:1"),
-                                            ::testing::Values(std::tuple{4, 6, 2}, std::tuple{15, 3, 2}, std::tuple{2, 5, 3})),
+                                            ::testing::Values(std::tuple{4, 6, 2}, std::tuple{15, 3, 2}, std::tuple{2, 5, 3}, std::tuple{1, 5, 3})),
                          [](const auto& info) {
                            const auto& sizes = std::get<2>(info.param);
                            return test_name(fmt::format("{}_{}_{}_{}x{}", std::get<0>(info.param), std::get<1>(info.param), std::get<0>(sizes),
