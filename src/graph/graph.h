@@ -56,8 +56,8 @@ class Graph {
 
 bool is(const Node& node, std::string_view op);
 
-/// What tells an input apart: its name; on a device, which may read several parts of one input, with the part.
-std::string input_part(const Attrs& attrs);
+/// A device's input, which is a part of the whole: there may be several of one name, and on one device of several they may be the same part.
+bool is_input_part(const Node& node);
 
 /// Checks what add_node cannot know: that every type is what the op infers, that operands come before their use, names of
 /// inputs and outputs are unique. Throws Error naming the node.

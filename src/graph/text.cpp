@@ -209,8 +209,8 @@ class Parser {
     require(outputs.size() == made.size(), "expected {} outputs of {} but got {}", outputs.size(), op.name(), made.size());
     for (std::size_t i = 0; i < made.size(); ++i)
       require(values_.emplace(made[i], outputs[i]).second, "expected %{} to be made once but got it twice", made[i]);
-    if (op.name() == "input")
-      require(names_.insert("input " + input_part(attrs)).second, "expected one input '{}' but got two", attrs.text("name"));
+    if (const Node& node = graph_.producer(outputs[0]); is(node, "input") && !is_input_part(node))
+      require(names_.insert("input " + attrs.text("name")).second, "expected one input '{}' but got two", attrs.text("name"));
     if (types.empty()) return;
     require(types.size() == outputs.size(), "expected {} types but got {}", outputs.size(), types.size());
     for (std::size_t i = 0; i < types.size(); ++i)
