@@ -26,8 +26,8 @@ class Engine:
         the path of a safetensors file, an index or a diffusers folder. They stay in their dtype (fp8 too) and are decoded
         at use.
     devices: "cpu:0,cpu:1@2GiB" or a list of such names; several cpu:N share the machine's cores.
-    mesh: how the devices are arranged, "tensor=2" or "batch=2,tensor=2": batch divides samples, patch image rows and
-        tokens, tensor channels and heads. None: the planner chooses.
+    mesh: how the devices are arranged, "tensor=2" or "batch=2,tensor=2": batch divides samples, patch image rows, frames
+        and tokens, tensor channels and heads. None: the planner chooses.
     placement: "resident" (each device holds what it computes with; also None) or "gathered" (each stores a part of them
         and fetches the rest from the others just ahead of use).
     timeout: seconds a device waits for another before the call fails.
