@@ -212,14 +212,23 @@ def test_what_plan_promises_is_what_is_allocated(comfytp, checkpoint, options):
 
 @pytest.mark.parametrize(
     "mesh, size, batch, words",
-    [("batch=2", "128x64", 1, ["batch=2", "use batch=1, or tensor=2"]), ("patch=2", "64x8", 1, ["patch=2", "use patch=1, or tensor=2"]),
-     ("patch=4", "64x16", 1, ["patch=4", "2 rows", "use patch=2 at most, or tensor=4"])],
+    [("batch=2", "128x64", 1, ["batch=2", "use batch=1, or tensor=2"]), ("patch=2", "8x8", 1, ["patch=2", "use patch=1, or tensor=2"]),
+     ("patch=4", "16x16", 1, ["patch=4", "2 rows", "use patch=2 at most, or tensor=4"])],
 )  # fmt: skip
 def test_a_plan_that_is_no_use_says_so(comfytp, checkpoint, mesh, size, batch, words):
     devices = ",".join(f"cpu:{i}" for i in range(int(mesh[-1])))
     out = comfytp("plan", checkpoint, "--devices", devices, "--mesh", mesh, "--size", size, "--batch", batch).out
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     assert any(all(word in note for word in words) for note in notes), out
+
+
+@pytest.mark.parametrize("size", ["64x8", "8x64"])
+def test_an_image_of_one_row_is_divided_by_its_columns(comfytp, checkpoint, size):
+    options = ("--size", size, "--batch", 1)
+    plan = ("--devices", "cpu:0,cpu:1", "--mesh", "patch=2")
+    flops = [device["flops"] for device in comfytp("plan", checkpoint, *plan, *options, "--json").json["report"]["devices"]]
+    assert max(flops) < 0.65 * comfytp("plan", checkpoint, "--devices", "cpu:0", *options, "--json").json["report"]["devices"][0]["flops"]
+    assert comfytp("verify", checkpoint, *plan, *options, "--json").json["passed"]
 
 
 @pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="a GPU is here")
