@@ -154,7 +154,12 @@ class Lowering {
       value(node.outputs[i]) = out.back();
       empty = empty && numel(op.out[i].shape) == 0;
     }
-    if (empty) return;
+    if (empty) {
+      // Nothing runs, but where others fetch a weight that lies here they take it as their kernels like it: so must this device.
+      const bool fetched = std::any_of(node.inputs.begin(), node.inputs.end(), [&](ValueId id) { return is_fetch(program_.graph.producer(id)); });
+      if (fetched && device_.formats_agree()) kernel(node, in, out);
+      return;
+    }
     if (graph::is(node, "linears")) lay_side_by_side(out);
     PendingLaunch launch = kernel(node, in, out);
     for (std::size_t i = 0; i < in.size(); ++i)

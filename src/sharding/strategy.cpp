@@ -87,7 +87,8 @@ class Strategy {
     const ValueId output = graph_.outputs().at(0).value;
     const auto& name = name_of(axis);
     const auto size = mesh_.axes()[static_cast<std::size_t>(axis)].size;
-    const int seed = what == "samples" ? groups_.of_value(output, 0) : rows_of(output, axis);
+    const bool scalar = graph_.type(output).shape.empty();
+    const int seed = scalar ? -1 : what == "samples" ? groups_.of_value(output, 0) : rows_of(output, axis);
     if (seed < 0) {
       decision_.notes.push_back(fmt::format("{}={}: the output {} has no {} to cut, so every device of the axis does the same work; use {}=1, or tensor={}",
                                             name, size, graph::to_string(graph_.type(output)), what, name, size));
@@ -121,7 +122,7 @@ class Strategy {
     double least = 0;
     for (std::size_t d : dims) {
       const int seed = groups_.of_value(output, d);
-      if (seed < 0 || groups_.all()[static_cast<std::size_t>(seed)].weights > 0) continue;  // the latter: channels
+      if (seed < 0 || groups_.all()[static_cast<std::size_t>(seed)].work > 0) continue;  // the latter: channels
       const double left = left_by(seed, axis);
       if (best < 0 || left < 0.99 * least) best = seed, least = left;
     }
