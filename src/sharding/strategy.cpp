@@ -98,7 +98,7 @@ class Strategy {
       decision_.notes.push_back(fmt::format("{}={}: the output {} has {} {} to cut, so {} of the devices of the axis do nothing; use {}={} at most, or tensor={}",
                                             name, size, graph::to_string(graph_.type(output)), units, what, size - units, name, units, size));
     const auto connected = groups_.connected(seed);
-    const auto joint = joint_bounds(groups_, connected, shares(axis));
+    const auto joint = best_joint_bounds(connected, axis);
     for (int g : connected) {
       const auto& group = groups_.all()[static_cast<std::size_t>(g)];
       if (!free_of(group, axis)) continue;
@@ -108,6 +108,46 @@ class Strategy {
         cut(group.members, group.units, axis, group.name, what);
     }
     note_whole_work(axis, what);
+  }
+
+  // The longest sequence may do the least: an image's tokens beside those of a text that is read as keys alone. Where another of them as the
+  // one that is divided evenly leaves the busiest device clearly less, it is.
+  std::map<int, Bounds> best_joint_bounds(const std::set<int>& connected, int axis) const {
+    constexpr double kClearly = 0.95;
+    auto best = joint_bounds(groups_, connected, shares(axis));
+    double least = busiest_by(connected, best, axis);
+    std::set<int> roots;
+    if (least * kClearly > busiest_by(connected, {}, axis))  // as if each were divided evenly by itself
+      for (const auto& i : groups_.inclusions())
+        if (connected.count(i.whole) && connected.count(i.part)) roots.insert({i.whole, i.part});
+    for (int root : roots) {
+      auto bounds = joint_bounds_from(groups_, connected, root, shares(axis));
+      const double busiest = busiest_by(connected, bounds, axis);
+      if (busiest < kClearly * least) best = std::move(bounds), least = busiest;
+    }
+    return best;
+  }
+
+  // Floating-point operations of a step that the device does which has the most for its share, where the groups are cut so; those
+  // that `joint` has not are divided in proportion.
+  double busiest_by(const std::set<int>& connected, const std::map<int, Bounds>& joint, int axis) const {
+    const auto parts = shares(axis);
+    std::vector<double> sums(parts.size(), 0);
+    std::set<int> divided;
+    for (int g : connected) {
+      const auto& group = groups_.all()[static_cast<std::size_t>(g)];
+      const auto found = joint.find(g);
+      const auto sizes = sizes_of(found != joint.end() ? found->second : proportional_bounds(group.units, parts));
+      for (auto [n, f] : group.members) {
+        if (!divided.insert(n).second) continue;
+        for (std::size_t r = 0; r < parts.size(); ++r)
+          sums[r] += flops_[static_cast<std::size_t>(n)] * static_cast<double>(sizes[r]) / static_cast<double>(group.units);
+      }
+    }
+    double whole = std::accumulate(flops_.begin(), flops_.end(), 0.0), most = 0;
+    for (int n : divided) whole -= flops_[static_cast<std::size_t>(n)];
+    for (std::size_t r = 0; r < parts.size(); ++r) most = std::max(most, (whole + sums[r]) / parts[r]);
+    return most;
   }
 
   // The group of the output's dimension, behind that of the samples, of which a cut leaves the busiest device the least to do: an image's rows, a

@@ -81,6 +81,23 @@ TEST(TokensOfBoth, ShareTheWorkEvenly) {
   }
 }
 
+// The longest sequence is not the one to divide evenly where it is read as keys alone.
+TEST(TokensOfBoth, AreDividedByWhatTheyCost) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto linear = [&](ValueId x, const char* key) { return b.linear(x, b.weight(key, {16, 16})); };
+  const auto heads = [&](ValueId x) { return b.transpose(b.split_dim(x, 2, {2, 8}), {0, 2, 1, 3}); };
+  const ValueId x = linear(b.input("x", {1, 64, 16}, DType::f32), "in"), text = b.unary("silu", b.input("text", {1, 64, 16}, DType::f32));
+  const ValueId keys = heads(b.concat({text, linear(x, "k")}, 1));
+  const ValueId seen = b.merge_dims(b.transpose(b.attention(heads(linear(x, "q")), keys, keys, 0.3), {0, 2, 1, 3}), 2, 2);
+  g.add_output("y", linear(b.add(x, seen), "out"));
+  const Mesh mesh = Mesh::parse("patch=2");
+  const auto decision = sharding::decide(g, mesh);
+  EXPECT_LT(error_of(g, mesh, decision.assignment, Placement::gathered), 1e-9);
+  for (const auto& device : sharding::partition(g, mesh, decision.assignment, Placement::resident).devices)
+    EXPECT_LT(flops_of(device), 0.55 * flops_of(g));
+}
+
 // Frames, rows and channels in any order, and one frame alone.
 class Films : public ::testing::TestWithParam<std::tuple<std::vector<std::size_t>, std::int64_t>> {};
 
