@@ -8,7 +8,6 @@
 #include <set>
 
 #include "graph/rewrites.h"
-#include "sharding/resharder.h"
 #include "sharding/rule_query.h"
 #include "sharding/strategy.h"
 
@@ -78,7 +77,7 @@ FactorGroups::FactorGroups(const Graph& graph) : graph_(graph), varies_(graph::v
         const auto [made, maker] = cut_of_value(nodes[n].inputs[i], d);
         const int read = major_of(rules_[n], dim).factor;
         if (made < 0 || read < 0 || !can_cut(rules_[n], read)) continue;
-        if (dim.shift && Resharder::is_leaf(nodes[static_cast<std::size_t>(maker)])) continue;  // of which every device reads what it wants
+        if (dim.shift && is_leaf(nodes[static_cast<std::size_t>(maker)])) continue;  // of which every device reads what it wants
         const int a = first[static_cast<std::size_t>(maker)] + made, b = first[n] + read;
         if (dim.window)
           windows.push_back({a, b, dim.shift, graph.type(nodes[n].inputs[i]).shape[d], rules_[n].factors[static_cast<std::size_t>(read)].size});

@@ -5,14 +5,15 @@
 namespace comfytp::sharding {
 namespace {
 
+std::int64_t units_of(const FactorGroups& groups, int group) { return groups.all()[static_cast<std::size_t>(group)].units; }
+
 // Elements of one unit.
 struct Steps {
   std::int64_t whole, part;
 };
 
 Steps steps_of(const FactorGroups& groups, const Inclusion& i) {
-  const auto units = [&](int group) { return groups.all()[static_cast<std::size_t>(group)].units; };
-  return {i.whole_size / units(i.whole), i.part_size / units(i.part)};
+  return {i.whole_size / units_of(groups, i.whole), i.part_size / units_of(groups, i.part)};
 }
 
 std::vector<Inclusion> inclusions_within(const FactorGroups& groups, const std::set<int>& cut) {
@@ -34,27 +35,38 @@ void fit(Bounds& bounds, const Inclusion& i, const Steps& steps) {
   }
 }
 
+Bounds evenly(const FactorGroups& groups, const std::vector<Inclusion>& inclusions, int group, const std::vector<double>& shares) {
+  auto bounds = proportional_bounds(units_of(groups, group), shares);
+  for (const auto& i : inclusions)
+    if (i.whole == group) fit(bounds, i, steps_of(groups, i));
+  return bounds;
+}
+
+// A part's bounds where its whole has these, and the other way round.
+Bounds of_part(const Bounds& whole, const Inclusion& i, const Steps& steps) {
+  Bounds bounds;
+  for (auto b : whole) bounds.push_back(nearest(std::clamp<std::int64_t>(b * steps.whole - i.begin, 0, i.part_size), steps.part));
+  return bounds;
+}
+Bounds of_whole(const Bounds& part, const Inclusion& i, const Steps& steps) {
+  Bounds bounds;
+  for (auto b : part) bounds.push_back(nearest(i.begin + b * steps.part, steps.whole));
+  bounds.front() = 0, bounds.back() = i.whole_size / steps.whole;
+  return bounds;
+}
+
 }  // namespace
 
 std::map<int, Bounds> joint_bounds_from(const FactorGroups& groups, const std::set<int>& cut, int root, const std::vector<double>& shares) {
   const auto inclusions = inclusions_within(groups, cut);
-  const auto units = [&](int group) { return groups.all()[static_cast<std::size_t>(group)].units; };
-  std::map<int, Bounds> found;
-  found[root] = proportional_bounds(units(root), shares);
-  for (const auto& i : inclusions)
-    if (i.whole == root) fit(found[root], i, steps_of(groups, i));
+  std::map<int, Bounds> found = {{root, evenly(groups, inclusions, root, shares)}};
   std::vector<int> next = {root};
   for (std::size_t n = 0; n < next.size(); ++n)
     for (const auto& i : inclusions) {
       const int other = i.whole == next[n] ? i.part : i.part == next[n] ? i.whole : -1;
       if (other < 0 || found.count(other)) continue;
-      const auto steps = steps_of(groups, i);
-      const Bounds from = found.at(next[n]);
-      Bounds& to = found[other];
-      for (auto b : from)
-        to.push_back(other == i.part ? nearest(std::clamp<std::int64_t>(b * steps.whole - i.begin, 0, i.part_size), steps.part)
-                                     : nearest(i.begin + b * steps.part, steps.whole));
-      to.front() = 0, to.back() = units(other);
+      const auto& from = found.at(next[n]);
+      found[other] = other == i.part ? of_part(from, i, steps_of(groups, i)) : of_whole(from, i, steps_of(groups, i));
       next.push_back(other);
     }
   return found;
@@ -64,17 +76,9 @@ std::map<int, Bounds> joint_bounds(const FactorGroups& groups, const std::set<in
   auto inclusions = inclusions_within(groups, cut);
   std::stable_sort(inclusions.begin(), inclusions.end(), [](const auto& a, const auto& b) { return a.whole_size > b.whole_size; });
   std::map<int, Bounds> found;
-  for (const auto& of : inclusions) {
-    if (!found.count(of.whole)) {
-      auto bounds = proportional_bounds(groups.all()[static_cast<std::size_t>(of.whole)].units, shares);
-      for (const auto& i : inclusions)
-        if (i.whole == of.whole) fit(bounds, i, steps_of(groups, i));
-      found[of.whole] = bounds;
-    }
-    if (found.count(of.part)) continue;
-    const auto steps = steps_of(groups, of);
-    auto& bounds = found[of.part];
-    for (auto b : found.at(of.whole)) bounds.push_back(nearest(std::clamp<std::int64_t>(b * steps.whole - of.begin, 0, of.part_size), steps.part));
+  for (const auto& i : inclusions) {
+    if (!found.count(i.whole)) found[i.whole] = evenly(groups, inclusions, i.whole, shares);
+    if (!found.count(i.part)) found[i.part] = of_part(found.at(i.whole), i, steps_of(groups, i));
   }
   return found;
 }

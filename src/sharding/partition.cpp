@@ -83,7 +83,7 @@ class Partitioner {
   Partition run() {
     for (std::size_t i = 0; i < graph_.nodes().size(); ++i) {
       const Node& node = graph_.nodes()[i];
-      if (!Resharder::is_leaf(node)) place(static_cast<int>(i), node);
+      if (!is_leaf(node)) place(static_cast<int>(i), node);
     }
     Partition result{mesh_, {}, {}, {}, {}};
     for (const auto& output : graph_.outputs()) result.outputs[output.name] = hand_over(output);
@@ -114,7 +114,7 @@ class Partitioner {
     const auto reason = fmt::format("{} ({})", label(node), cuts.describe(rule, mesh_));
     for (std::size_t i = 0; i < node.inputs.size(); ++i) {
       const Wants wants = narrowed(wants_of(rule, rule.inputs[i], cuts), rule, i, node.inputs[i]);
-      const bool once = !kept.empty() && Resharder::is_leaf(graph_.producer(node.inputs[i]));
+      const bool once = !kept.empty() && is_leaf(graph_.producer(node.inputs[i]));
       inputs.push_back(once ? reshard_.on_first(node.inputs[i], wants, kept) : reshard_.get(node.inputs[i], wants, kept, reason));
     }
     std::vector<Attrs> local;
@@ -168,7 +168,7 @@ class Partitioner {
       if (cut_axes.count(axis)) continue;
       bool any = false, all = true;
       for (ValueId id : node.inputs) {
-        if (Resharder::is_leaf(graph_.producer(id))) {
+        if (is_leaf(graph_.producer(id))) {
           all = all && graph::is(graph_.producer(id), "weight") && Resharder::is_vector(graph_.type(id).shape);
           continue;
         }

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "sharding/rule_query.h"
 
 namespace comfytp::sharding {
 
@@ -44,8 +45,6 @@ bool has(const std::vector<int>& axes, int axis) { return std::find(axes.begin()
 
 Resharder::Resharder(const Graph& whole, const Mesh& mesh, Placement placement)
     : devices(static_cast<std::size_t>(mesh.size())), whole_(whole), mesh_(mesh), placement_(placement), forms_(whole.value_count()) {}
-
-bool Resharder::is_leaf(const Node& node) { return is(node, "input") || is(node, "weight") || is(node, "constant"); }
 
 bool Resharder::is_vector(const Shape& shape) {
   return std::count_if(shape.begin(), shape.end(), [](std::int64_t s) { return s != 1; }) <= 1;

@@ -26,8 +26,6 @@ class Resharder {
  public:
   Resharder(const graph::Graph& whole, const Mesh& mesh, Placement placement);
 
-  /// Inputs, weights and constants: made on every device as they are wanted.
-  static bool is_leaf(const graph::Node& node);
   /// At most one dimension that is not 1: biases and norms' weights, of which every device that needs one keeps its own.
   static bool is_vector(const Shape& shape);
 

@@ -25,4 +25,6 @@ bool can_cut(const graph::Rule& rule, int factor) {
   return true;
 }
 
+bool is_leaf(const graph::Node& node) { return is(node, "input") || is(node, "weight") || is(node, "constant"); }
+
 }  // namespace comfytp::sharding

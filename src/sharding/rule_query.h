@@ -1,7 +1,7 @@
 // What partitioning and the strategy both ask of an op's rule.
 #pragma once
 
-#include "graph/op.h"
+#include "graph/graph.h"
 
 namespace comfytp::sharding {
 
@@ -15,5 +15,8 @@ Major major_of(const graph::Rule& rule, const graph::DimRule& dim);
 
 /// A factor can be cut if its kind allows and no operand has it in a minor place, where a part would not be one interval.
 bool can_cut(const graph::Rule& rule, int factor);
+
+/// Inputs, weights and constants: made on every device as they are wanted.
+bool is_leaf(const graph::Node& node);
 
 }  // namespace comfytp::sharding

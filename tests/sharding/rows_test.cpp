@@ -2,12 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <map>
-#include <set>
 
 #include "graph/text.h"
 #include "parity.h"
 #include "sharding/strategy.h"
+#include "totals.h"
 #include "transformer.h"
 
 namespace comfytp::test {
@@ -15,25 +14,6 @@ namespace {
 
 using sharding::Mesh;
 using sharding::Placement;
-
-double flops_of(const Graph& graph) {
-  double flops = 0;
-  for (const auto& node : graph.nodes()) flops += node.op->flops(graph.context(node));
-  return flops;
-}
-
-std::map<std::string, int> collectives_of(const Graph& graph) {
-  std::map<std::string, int> count;
-  for (const auto& node : graph.nodes())
-    if (node.op->collective()) ++count[std::string(node.op->name())];
-  return count;
-}
-
-std::string test_name(std::string name) {
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name;
-}
 
 // Text tokens, fewer and more than a device's share, and rows of the image that divide evenly or not.
 class Tokens : public ::testing::TestWithParam<std::tuple<const char*, const char*, std::tuple<int, int, int>>> {};
@@ -51,7 +31,7 @@ TEST_P(Tokens, OfTextAndImageAreDividedTogether) {
   const int attentions = static_cast<int>(graph.all("attention").size());
   const int of_prompt = std::string(kind) == "cross" ? 2 : 0;  // whose keys and values all have
   for (const auto& device : parts.devices) {
-    auto exchanged = collectives_of(device);
+    auto exchanged = totals(device).collectives;
     EXPECT_EQ(exchanged["all_gather"], 2 * (attentions - of_prompt));  // keys and values
     exchanged.erase("all_gather");
     if (tokens == 1) exchanged.erase("halo_exchange");  // one token is not cut: all have it, and get its attention's row
@@ -76,7 +56,7 @@ TEST(TokensOfBoth, ShareTheWorkEvenly) {
     for (const int n : {2, 4}) {
       const Mesh mesh = Mesh::parse(fmt::format("patch={}", n));
       const auto parts = sharding::partition(graph, mesh, sharding::decide(graph, mesh).assignment, Placement::resident);
-      for (const auto& device : parts.devices) EXPECT_LT(flops_of(device), 1.12 * flops_of(graph) / n) << kind << " " << n;
+      for (const auto& device : parts.devices) EXPECT_LT(totals(device).flops, 1.12 * totals(graph).flops / n) << kind << " " << n;
     }
   }
 }
@@ -95,7 +75,7 @@ TEST(TokensOfBoth, AreDividedByWhatTheyCost) {
   const auto decision = sharding::decide(g, mesh);
   EXPECT_LT(error_of(g, mesh, decision.assignment, Placement::gathered), 1e-9);
   for (const auto& device : sharding::partition(g, mesh, decision.assignment, Placement::resident).devices)
-    EXPECT_LT(flops_of(device), 0.55 * flops_of(g));
+    EXPECT_LT(totals(device).flops, 0.55 * totals(g).flops);
 }
 
 // Frames, rows and channels in any order, and one frame alone.
@@ -126,7 +106,7 @@ TEST_P(Films, AreDividedAlongTheDimensionOfTheirTokens) {
   EXPECT_TRUE(decision.notes.empty()) << decision.notes[0];
   EXPECT_LT(error_of(g, mesh, decision.assignment, Placement::resident), 1e-9);
   for (const auto& device : sharding::partition(g, mesh, decision.assignment, Placement::resident).devices)
-    EXPECT_NEAR(flops_of(device), flops_of(g) / 2, 1);
+    EXPECT_NEAR(totals(device).flops, totals(g).flops / 2, 1);
 }
 
 INSTANTIATE_TEST_SUITE_P(Orders, Films,

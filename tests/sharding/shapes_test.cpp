@@ -7,6 +7,7 @@
 #include "models/shapes_only.h"
 #include "models/unet.h"
 #include "sharding/strategy.h"
+#include "totals.h"
 #include "transformer.h"
 
 namespace comfytp::test {
@@ -62,12 +63,6 @@ TEST_P(WeightsOfAllShapes, AreCutAlike) {
   }
 }
 
-std::string test_name(std::string name) {
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name;
-}
-
 INSTANTIATE_TEST_SUITE_P(Models, WeightsOfAllShapes,
                          ::testing::Combine(::testing::Values("sd1", "joint", "cross"),
                                             ::testing::Values("tensor=2", "tensor=3", "batch=2,tensor=2", "patch=2,tensor=2"),
@@ -85,20 +80,13 @@ class Balance : public ::testing::TestWithParam<std::tuple<const char*, int>> {}
 
 TEST_P(Balance, OfTwoDevicesIsNearHalf) {
   const auto [model, at] = GetParam();
-  const auto sums = [](const Graph& graph) {
-    std::pair<double, double> sum;
-    for (const auto& node : graph.nodes()) {
-      sum.first += node.op->flops(graph.context(node));
-      if (graph::is(node, "weight")) sum.second += static_cast<double>(numel(graph.type(node.outputs[0]).shape));
-    }
-    return sum;
-  };
   const auto graph = graph_of(model, kCalls[static_cast<std::size_t>(at)]);
   const Mesh mesh = Mesh::parse("tensor=2");
-  const auto [flops, weights] = sums(graph);
+  const auto whole = totals(graph);
   for (const auto& device : sharding::partition(graph, mesh, sharding::decide(graph, mesh).assignment, Placement::resident).devices) {
-    EXPECT_LE(sums(device).first, 0.65 * flops);
-    EXPECT_LE(sums(device).second, 0.60 * weights);
+    const auto part = totals(device);
+    EXPECT_LE(part.flops, 0.65 * whole.flops);
+    EXPECT_LE(static_cast<double>(part.weights), 0.60 * static_cast<double>(whole.weights));
   }
 }
 INSTANTIATE_TEST_SUITE_P(Models, Balance, ::testing::Combine(::testing::Values("sd1", "sdxl"), ::testing::Values(0, 2, 3)),

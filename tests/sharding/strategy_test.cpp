@@ -7,6 +7,7 @@
 #include "graph/rewrites.h"
 #include "parity.h"
 #include "sharding/strategy.h"
+#include "totals.h"
 
 namespace comfytp::test {
 namespace {
@@ -80,21 +81,6 @@ struct SmallUNet {
   }
 };
 
-struct Totals {
-  double flops = 0;
-  std::int64_t weights = 0;
-  std::map<std::string, int> collectives;
-};
-Totals totals(const Graph& graph) {
-  Totals t;
-  for (const auto& node : graph.nodes()) {
-    t.flops += node.op->flops(graph.context(node));
-    if (graph::is(node, "weight")) t.weights += numel(graph.type(node.outputs[0]).shape);
-    if (node.op->collective()) ++t.collectives[std::string(node.op->name())];
-  }
-  return t;
-}
-
 class EveryMesh : public ::testing::TestWithParam<std::tuple<const char*, Placement>> {};
 
 TEST_P(EveryMesh, EqualsTheWhole) {
@@ -111,10 +97,7 @@ INSTANTIATE_TEST_SUITE_P(
                                          "batch=2,patch=2", "batch=2,patch=2,tensor=2", "tensor=2,patch=3", "tensor=3,batch=2"),
                        ::testing::Values(Placement::resident, Placement::gathered)),
     [](const auto& info) {
-      std::string name = std::string(std::get<0>(info.param)) + (std::get<1>(info.param) == Placement::gathered ? "_gathered" : "_resident");
-      for (char& c : name)
-        if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-      return name;
+      return test_name(std::string(std::get<0>(info.param)) + (std::get<1>(info.param) == Placement::gathered ? "_gathered" : "_resident"));
     });
 
 TEST(Strategy, TensorDividesWorkAndWeightsWithOneSumABlock) {
