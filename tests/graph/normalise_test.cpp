@@ -262,6 +262,15 @@ const Undone kUndone[] = {
      },
      ""},
     {"ConcatOfOne", [](Builder& b, ValueId x) { return b.concat({x}, 1); }, ""},
+    {"ConcatOfAllSlices", [](Builder& b, ValueId x) { return b.concat({b.slice(x, 1, 0, 1), b.slice(x, 1, 1, 3)}, 1); }, ""},
+    {"ConcatOfNeighbours", [](Builder& b, ValueId x) { return b.concat({b.slice(x, 2, 1, 2), b.slice(x, 2, 2, 4)}, 2); }, "slice"},
+    {"ConcatOfSomeNeighbours",
+     [](Builder& b, ValueId x) {
+       return b.concat({b.unary("silu", x), b.slice(x, 1, 0, 2), b.slice(x, 1, 2, 3), x}, 1);
+     },
+     "silu concat"},
+    {"ConcatInAnotherOrder", [](Builder& b, ValueId x) { return b.concat({b.slice(x, 1, 1, 3), b.slice(x, 1, 0, 1)}, 1); }, "slice slice concat"},
+    {"ConcatAlongAnotherDimension", [](Builder& b, ValueId x) { return b.concat({b.slice(x, 2, 0, 2), b.slice(x, 2, 2, 4)}, 1); }, "slice slice concat"},
     {"Unused",
      [](Builder& b, ValueId x) {
        b.unary("gelu", x);

@@ -84,6 +84,29 @@ class Views {
     return g_.add("slice", {x}, {{"dim", dim}, {"start", part.lo}, {"stop", part.hi}}, name_);
   }
 
+  // Slices of one value that stand side by side as they did in it are one slice; -1 where there are none such.
+  ValueId concat(const std::vector<ValueId>& parts, std::int64_t dim) {
+    struct Piece {
+      ValueId of;
+      Interval part;
+    };
+    std::vector<Piece> pieces;
+    for (ValueId id : parts) {
+      const Node& node = g_.producer(id);
+      const bool cut = is(node, "slice") && node.attrs.integer("dim") == dim && node.attrs.integer_or("step", 1) == 1;
+      const Piece piece = cut ? Piece{node.inputs[0], {node.attrs.integer("start"), node.attrs.integer("stop")}}
+                              : Piece{id, {0, g_.type(id).shape[static_cast<std::size_t>(dim)]}};
+      if (!pieces.empty() && pieces.back().of == piece.of && pieces.back().part.hi == piece.part.lo)
+        pieces.back().part.hi = piece.part.hi;
+      else
+        pieces.push_back(piece);
+    }
+    if (pieces.size() == parts.size() && pieces.size() > 1) return -1;
+    std::vector<ValueId> joined;
+    for (const auto& piece : pieces) joined.push_back(slice(piece.of, dim, piece.part));
+    return joined.size() == 1 ? joined[0] : g_.add("concat", joined, {{"dim", dim}}, name_);
+  }
+
  private:
   Graph& g_;
   const std::string& name_;
@@ -97,7 +120,7 @@ ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, c
   if (is(node, "split_dim")) return views.split(in[0], a.integer("dim"), a.ints("sizes"));
   if (is(node, "merge_dims")) return views.merge(in[0], a.integer("dim"), a.integer("count"));
   if (is(node, "slice") && a.integer_or("step", 1) == 1) return views.slice(in[0], a.integer("dim"), {a.integer("start"), a.integer("stop")});
-  if (is(node, "concat") && in.size() == 1) return in[0];
+  if (is(node, "concat")) return views.concat(in, a.integer("dim"));
   if ((is(node, "expand") || is(node, "pad")) && g.type(in[0]).shape == type.shape) return in[0];
   if (is(node, "cast") && type.dtype == g.type(in[0]).dtype) return in[0];
   return -1;
