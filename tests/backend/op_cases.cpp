@@ -153,6 +153,10 @@ void add_contractions(std::vector<OpCase>& cases) {
                   linear("vector", {19}, 3),
                   linear("several_chunks", {33, 64}, 208, all),
                   linear("bias_behind", {4, 16}, 48, "add,bias,gelu"),
+                  linear("gelu", {3, 48, 64}, 160, "bias,gelu_tanh"),
+                  linear("gelu_alone", {100, 24}, 48, "gelu_tanh"),
+                  linear("gelu_of_few_rows", {5, 24}, 17, "bias,gelu_tanh"),
+                  linear("gelu_between", {50, 24}, 17, "bias,gelu_tanh,mul"),
                   linear("no_rows", {0, 8}, 16, "bias"),
                   linear("no_outputs", {3, 8}, 0),
                   linear("nothing_contracted", {3, 0}, 5, "bias,add"),
@@ -302,6 +306,15 @@ OpCase turned_norm(const std::string& name, Shape x, Shape angles, const std::st
           true};
 }
 
+// A value far from zero that nobody wants but the norm: rounded to the result's dtype it would lose what the norm is of.
+OpCase wide_normed(const std::string& name, Shape x) {
+  return {"fused_norm_" + name, [=](Builder& b) {
+            return b.graph.add("fused_norm", {b.input("offset", x, DType::f32)},
+                               {{"pre", std::string("relu")}, {"norm", std::string("layer_norm")}, {"epsilon", 1e-5}, {"affine", std::string()},
+                                {"post", std::string()}, {"alone", std::int64_t{1}}, {"dtype", std::string(name_of(b.compute))}});
+          }};
+}
+
 // Both outputs of a fused_norm, or its only one.
 OpCase fused_norm(const std::string& name, const std::string& norm, const std::string& affine, Shape x, const std::string& pre,
                   std::vector<Shape> before, const std::string& post, std::vector<Shape> behind, const std::string& input_name = "x", bool wide_operands = false) {
@@ -362,11 +375,23 @@ void add_passes(std::vector<OpCase>& cases) {
                   mixed_pointwise("widened", "add_one_mul,add", {2, 7, 9}, {{2, 1, 9}, {2, 7, 1}}, true),
                   mixed_pointwise("turned_mixed", "rope", {2, 5, 3, 24}, {{1, 5, 1, 12}, {1, 5, 1, 12}}, true),
                   turned_norm("turned", {2, 9, 3, 128}, {1, 9, 1, 64}, "", {}), turned_norm("turned_biased", {1, 9, 3, 64}, {1, 9, 1, 64}, "add", {{1, 1, 3, 64}}),
+                  turned_norm("turned_many", {1, 5, 37, 128}, {1, 5, 1, 128}, "add", {{1, 1, 37, 128}}),
+                  turned_norm("turned_batch", {2, 5, 3, 256}, {2, 5, 1, 128}, "add", {{1, 1, 3, 256}}),
+                  turned_norm("turned_of_one_row", {2, 5, 3, 64}, {1, 1, 1, 32}, "", {}),
                   turned_norm("turned_short", {2, 5, 2, 6}, {2, 5, 1, 3}, "add", {{2, 5, 2, 6}}), turned_norm("turned_long", {2, 3, 1160}, {1, 3, 580}, "", {}),
+                  wide_normed("wide_value", {5, 3072}), wide_normed("wide_value_of_short_rows", {7, 128}), wide_normed("wide_value_of_odd_rows", {4, 77}),
                   fused_norm("wide_rows", "layer_norm", "weight,bias", {5, 3072}, "bias,add", {{3072}, {5, 3072}}, "add_one_mul,bias", {{1, 3072}, {3072}}),
                   fused_norm("wider_rows", "rms_norm", "weight", {3, 5120}, "add", {{3, 5120}}, "", {}),
                   fused_norm("widest_rows", "layer_norm", "weight,bias", {2, 9000}, "add", {{2, 9000}}, "", {}, "offset"),
                   fused_norm("uneven_warps", "layer_norm", "", {3, 3064}, "add", {{3, 3064}}, "add_one_mul", {{1, 3064}}, "offset"),
+                  fused_norm("gated_residual", "layer_norm", "", {2, 5, 3072}, "bias,mul,add", {{3072}, {2, 1, 3072}, {2, 5, 3072}}, "add_one_mul,add",
+                             {{2, 1, 3072}, {2, 1, 3072}}),
+                  fused_norm("gated_behind", "rms_norm", "weight", {2, 7, 256}, "", {}, "mul,add", {{2, 1, 256}, {2, 7, 256}}),
+                  fused_norm("modulated_twice", "layer_norm", "weight,bias", {3, 17, 128}, "add", {{3, 17, 128}}, "add_one_mul,mul,bias,add",
+                             {{1, 1, 128}, {3, 1, 128}, {128}, {3, 17, 128}}),
+                  fused_norm("sample_of_one_row", "layer_norm", "", {3, 1, 512}, "mul,add", {{3, 1, 512}, {3, 1, 512}}, "add_one_mul,add", {{3, 1, 512}, {3, 1, 512}}),
+                  fused_norm("modulated_by_frames", "layer_norm", "", {2, 3, 4, 256}, "", {}, "add_one_mul,add", {{2, 3, 1, 256}, {2, 3, 1, 256}}),
+                  fused_norm("modulated_by_places", "layer_norm", "", {2, 3, 4, 256}, "", {}, "add_one_mul,add", {{2, 1, 4, 256}, {1, 3, 1, 256}}),
                   fused_norm("wide_operands", "layer_norm", "weight", {2, 3, 648}, "bias,add", {{648}, {2, 3, 648}}, "mul,bias", {{2, 1, 648}, {648}}, "x", true),
                   fused_norm("residual", "layer_norm", "weight,bias", {2, 5, 24}, "bias,add", {{24}, {2, 5, 24}}, "", {}),
                   fused_norm("modulated", "layer_norm", "", {2, 5, 77}, "bias,mul,add", {{77}, {2, 1, 77}, {2, 5, 77}}, "add_one_mul,add",

@@ -12,7 +12,7 @@ namespace {
 // Attributes: pre and post, chains of steps (a bias is along the last dimension); norm ("layer_norm" or "rms_norm"); epsilon;
 // affine: which parameters there are ("", "weight" or "weight,bias"); dtype of z and y_dtype of y, x's unless given; alone: 1 where
 // nobody wants y.
-// Outputs: y = pre(x), rounded to its dtype, and z = post(norm(y)); where pre is empty or nobody wants y, z alone.
+// Outputs: y = pre(x), rounded to its dtype, and z = post(norm(y)); where pre is empty or nobody wants y, which then is not rounded, z alone.
 class FusedNorm final : public Op {
  public:
   std::string_view name() const override { return "fused_norm"; }
@@ -54,8 +54,7 @@ class FusedNorm final : public Op {
   // may lie over either.
   bool in_place(const OpContext& op, std::size_t i) const override {
     const auto pre = operand_count(op.attrs.text("pre")), parameters = steps_of(op.attrs.text("affine")).size();
-    // Where y is not kept, z's memory may hold it before the norm.
-    if (i > pre && (i <= pre + parameters || !op.attrs.text("pre").empty())) return false;
+    if (i > pre && (i <= pre + parameters || op.out.size() == 2)) return false;
     return op.in[i] == op.out[0];
   }
   double flops(const OpContext& op) const override {

@@ -78,6 +78,18 @@ class PassWriter {
     mapped(result) = g_.add("linear", inputs, attrs, linear.name);
   }
 
+  // The number of the first that is no cast.
+  static std::size_t first_step(const std::vector<Step>& steps) {
+    return static_cast<std::size_t>(std::find_if(steps.begin(), steps.end(), [](const Step& step) { return step.name != "cast"; }) - steps.begin());
+  }
+  // What stands behind the norm begins with a product with one vector for all rows, as of models that multiply in another dtype than they norm in.
+  bool is_weight(const Chain& chain) const {
+    const auto s = first_step(chain.post);
+    if (s == chain.post.size() || chain.post[s].name != "mul" || chain.post[s].views < chain.views_used()) return false;
+    const Shape& shape = graph_.type(chain.post[s].operand).shape;
+    return !shape.empty() && shape.back() == graph_.type(chain.normed).shape.back() && numel(shape) == shape.back();
+  }
+
   // The step's operand as the pass takes it, behind the views that it does first.
   ValueId operand(const Chain& chain, const Step& step) { return operand(chain, step, step.operand); }
   ValueId operand(const Chain& chain, const Step& step, ValueId id) {
@@ -142,17 +154,21 @@ class PassWriter {
       inputs.push_back(mapped(norm.inputs[1]));
       if (shifted) inputs.push_back(mapped(norm.inputs[2]));
     }
-    for (const auto& step : chain.post) append(step);
+    std::size_t behind = 0;
+    if (affine.empty() && is_weight(chain)) {
+      affine = "weight";
+      behind = 1 + first_step(chain.post);
+      inputs.push_back(vector(mapped(chain.post[behind - 1].operand), graph_.type(chain.post[behind - 1].operand).shape.size() - 1));
+    }
+    for (std::size_t s = behind; s < chain.post.size(); ++s) append(chain.post[s]);
     Attrs attrs = {{"pre", list(chain, chain.pre, early)},
                    {"norm", std::string(norm.op->name())},
                    {"epsilon", norm.attrs.real("epsilon")},
                    {"affine", affine},
-                   {"post", list(chain, chain.post)}};
+                   {"post", list(chain, chain.post, behind)}};
     set_dtype(attrs, "dtype", dtype_of(result));
     const auto& by = readers_[static_cast<std::size_t>(chain.normed)];
-    // What nobody wants passes through the result's memory in some kernels, so it must be of that dtype.
-    const bool alone = graph_.type(chain.normed).dtype == graph_.type(result).dtype &&
-                       std::all_of(by.begin(), by.end(), [&](int reader) { return chain.reads_normed(reader); });
+    const bool alone = std::all_of(by.begin(), by.end(), [&](int reader) { return chain.reads_normed(reader); });
     if (!attrs.text("pre").empty() && alone) attrs.set("alone", std::int64_t{1});
     if (!attrs.text("pre").empty() && !alone) set_dtype(attrs, "y_dtype", dtype_of(chain.normed));
     const auto outputs = g_.add_node(find_op("fused_norm"), inputs, attrs, norm.name);

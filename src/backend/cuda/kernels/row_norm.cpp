@@ -30,10 +30,10 @@ std::unique_ptr<Kernel> make_norm(const Site& site, bool centred, std::string_vi
   norm.x_wide = wide(site.in[0]);
   if (inputs.parameters > 0) norm.weight_wide = wide(site.in[1 + inputs.pre]);
   if (inputs.parameters > 1) norm.bias_wide = wide(site.in[2 + inputs.pre]);
-  norm.y_wide = wide(site.out[0]);
+  const bool both = site.out.size() == 2;
+  norm.y_wide = both && wide(site.out[0]);
   norm.z_wide = wide(site.out.back());
   if (inputs.moments) norm.parts = static_cast<int>(site.shape(site.in.size() - 1)[0]);
-  const bool both = site.out.size() == 2;
   return make_kernel([=, stream = site.context.stream](auto in, auto out, void*) {
     RowNormOperands o;
     o.x = in[0];

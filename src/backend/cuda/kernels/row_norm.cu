@@ -1,7 +1,9 @@
 #include "backend/cuda/kernels/row_norm.h"
 
 #include "backend/cuda/chain.cuh"
-#include "backend/cuda/kernels/reduction.cuh"
+#include "backend/cuda/kernels/head_norm.h"
+#include "backend/cuda/kernels/modulated_norm.h"
+#include "backend/cuda/kernels/row_statistics.cuh"
 
 namespace comfytp::backend::cuda {
 namespace {
@@ -49,26 +51,13 @@ struct RowPacks {
   }
 };
 
-template <int LANES>
-__device__ __forceinline__ float sum_lanes(float v) {
-#pragma unroll
-  for (int k = LANES / 2; k > 0; k /= 2) v += __shfl_xor_sync(~0u, v, k);
-  return v;
-}
-
-// What a warp, or a part of one, knows of its elements of a row: the first, and the mean and squared deviations of the differences from it, so that
-// a large mean costs no digits.
-struct Part {
-  float first, mean, squares;
-};
-
 // A row in the registers of LANES threads of a warp or, where LANES is 0, of a whole block: PACKS packs of N elements each. Few registers matter
 // most here: a row is loaded, summed and stored in turn, and only other rows' threads fill the memory's time meanwhile.
 template <typename T, int N, int PACKS, int LANES, ChainKind KIND>
 __global__ void __launch_bounds__(LANES ? 128 : PACKS == 1 ? 1024 : 512)
 row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
   constexpr bool kWide = KIND != ChainKind::plain;
-  constexpr int kRows = LANES ? 128 / LANES : 1, kLanes = LANES ? LANES : 32;
+  constexpr int kRows = LANES ? 128 / LANES : 1;
   const int threads = LANES ? LANES : static_cast<int>(blockDim.x), thread = LANES ? threadIdx.x % LANES : threadIdx.x;
   const int columns = static_cast<int>(n.columns), packs = columns / N;
   const std::int64_t given = std::int64_t{blockIdx.x} * kRows + (LANES ? threadIdx.x / LANES : 0);
@@ -86,11 +75,11 @@ row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOpera
     apply_chain<T, N, PACKS, KIND>(n.pre, o.pre, RowPacks<N>(n.pre, row, thread * N, threads * N), there, v);
 #pragma unroll
     for (int k = 0; k < PACKS; ++k) {
-      if (!there[k]) continue;
-      if (!(kWide && n.y_wide))
+      if (!there[k] || !o.y) continue;
+      if (!(kWide && n.y_wide))  // the norm sees y as its other readers do
 #pragma unroll
         for (int i = 0; i < N; ++i) v[k][i] = to_float(from_float<T>(v[k][i]));
-      if (o.y && given < n.rows) store_floats<T, N>(o.y, base + column(k), kWide && n.y_wide, v[k]);
+      if (given < n.rows) store_floats<T, N>(o.y, base + column(k), kWide && n.y_wide, v[k]);
     }
   }
   float mean = 0, scale;
@@ -99,53 +88,9 @@ row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOpera
     mean = m.x;
     scale = m.y;
   } else {
-    // Of warp `w` of the row's, or of all that there is.
-    const auto count = [&](int w) {
-      int found = 0;
-#pragma unroll
-      for (int k = 0; k < PACKS; ++k) found += min(max(packs - w * 32 - k * threads, 0), kLanes);
-      return static_cast<float>(found * N);
-    };
-    Part part = {0, 0, 0};
-    if (n.centred) {
-      part.first = __shfl_sync(~0u, v[0][0], threadIdx.x % 32 / kLanes * kLanes);
-      float sum = 0;
-#pragma unroll
-      for (int k = 0; k < PACKS; ++k)
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          v[k][i] -= part.first;
-          if (there[k]) sum += v[k][i];
-        }
-      const float own = count(LANES ? 0 : threadIdx.x / 32);
-      part.mean = own > 0 ? __fdividef(sum_lanes<kLanes>(sum), own) : 0.f;
-    }
-#pragma unroll
-    for (int k = 0; k < PACKS; ++k)
-      if (there[k])
-#pragma unroll
-        for (int i = 0; i < N; ++i) part.squares += (v[k][i] - part.mean) * (v[k][i] - part.mean);
-    part.squares = sum_lanes<kLanes>(part.squares);
-    mean = part.mean;
-    float squares = part.squares;
-    if constexpr (LANES == 0) {
-      __shared__ Part parts[32];
-      if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = part;
-      __syncthreads();
-      const int lane = threadIdx.x % 32;
-      const bool warp = lane < threads / 32;
-      const Part theirs = warp ? parts[lane] : Part{part.first, 0, 0};
-      squares = theirs.squares;
-      if (n.centred) {
-        const float theirs_count = warp ? count(lane) : 0.f;
-        // Means as differences from what this warp's values are differences from.
-        const float m = theirs_count > 0 ? theirs.first - part.first + theirs.mean : 0.f;
-        mean = sum_lanes<32>(m * theirs_count) / static_cast<float>(columns);
-        squares += (m - mean) * (m - mean) * theirs_count;
-      }
-      squares = sum_lanes<32>(squares);
-    }
-    scale = rsqrtf(squares / static_cast<float>(columns) + n.epsilon);
+    const auto found = row_statistics<N, PACKS, LANES>(v, there, packs, n.centred, n.epsilon);
+    mean = found.mean;
+    scale = found.scale;
   }
 #pragma unroll
   for (int k = 0; k < PACKS; ++k) {
@@ -169,8 +114,8 @@ row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOpera
     if (there[k] && given < n.rows) store_floats<T, N>(o.z, base + column(k), kWide && n.z_wide, v[k]);
 }
 
-// Rows of any length, N elements at a time (two where a step takes pairs); where there is a chain before the norm y holds its result, or z if
-// nobody wants y.
+// Rows of any length, N elements at a time (two where a step takes pairs); y holds the result of the chain before the norm, which runs again
+// for every look at it if nobody wants y.
 template <typename T, int N>
 __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowNorm n, const __grid_constant__ RowNormOperands o) {
   __shared__ float shared[8];
@@ -179,26 +124,28 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
   const auto chained = [&](const Chain& chain, const ChainOperands& operands, std::int64_t c, float (&v)[1][N]) {
     apply_chain<T, N, 1, ChainKind::any>(chain, operands, RowPacks<N>(chain, row, static_cast<unsigned>(c), 0), there, v);
   };
-  const void* x = o.x;
-  bool x_wide = n.x_wide;
   float v[1][N];
-  if (n.pre.count > 0) {
-    void* y = o.y ? o.y : o.z;
-    const bool wide = o.y ? n.y_wide : n.z_wide;
+  const auto load_x = [&](std::int64_t c) {
+    load_floats<T, N>(o.x, base + c, n.x_wide, v[0]);
+    if (n.pre.count > 0) chained(n.pre, o.pre, c, v);
+  };
+  if (o.y) {
     for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
-      load_floats<T, N>(o.x, base + c, n.x_wide, v[0]);
-      chained(n.pre, o.pre, c, v);
-      store_floats<T, N>(y, base + c, wide, v[0]);
+      load_x(c);
+      store_floats<T, N>(o.y, base + c, n.y_wide, v[0]);
     }
     __syncthreads();
-    x = y;
-    x_wide = wide;
   }
+  const auto load = [&](std::int64_t c) {
+    if (o.y)
+      load_floats<T, N>(o.y, base + c, n.y_wide, v[0]);
+    else
+      load_x(c);
+  };
   float shift = 0;
   if (n.centred && !o.moments) {
-    float first[1];
-    load_floats<T, 1>(x, base, x_wide, first);
-    shift = first[0];
+    load(0);
+    shift = v[0][0];
   }
   float mean, scale;
   if (o.moments) {
@@ -209,20 +156,20 @@ __global__ void __launch_bounds__(256) any_row_norm(const __grid_constant__ RowN
     float sum = 0, squares = 0;
     const float count = static_cast<float>(n.columns);
     for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
-      load_floats<T, N>(x, base + c, x_wide, v[0]);
+      load(c);
 #pragma unroll
       for (int i = 0; i < N; ++i) sum += v[0][i] - shift;
     }
     mean = n.centred ? join_threads<256>(sum, shared, Sum()) / count : 0.f;
     for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
-      load_floats<T, N>(x, base + c, x_wide, v[0]);
+      load(c);
 #pragma unroll
       for (int i = 0; i < N; ++i) squares += (v[0][i] - shift - mean) * (v[0][i] - shift - mean);
     }
     scale = rsqrtf(join_threads<256>(squares, shared, Sum()) / count + n.epsilon);
   }
   for (std::int64_t c = threadIdx.x * N; c < n.columns; c += 256 * N) {
-    load_floats<T, N>(x, base + c, x_wide, v[0]);
+    load(c);
     float parameter[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) v[0][i] = (v[0][i] - shift - mean) * scale;
@@ -266,6 +213,8 @@ cudaError_t launch_row_norm(const RowNorm& n, const RowNormOperands& o, DType dt
   if (n.rows == 0 || n.columns == 0) return cudaSuccess;
   if (n.rows >= std::int64_t{1} << 31 || n.columns >= std::int64_t{1} << 31) return cudaErrorInvalidValue;
   const bool all_aligned = aligned(o.x) && aligned(o.weight) && aligned(o.bias) && aligned(o.y) && aligned(o.z) && o.pre.aligned() && o.post.aligned();
+  if (const auto heads = as_head_norm(n, dtype); heads && all_aligned && !o.y && !o.bias) return launch_head_norm(*heads, o, dtype, stream);
+  if (const auto modulated = as_modulated_norm(n, dtype); modulated && all_aligned) return launch_modulated_norm(*modulated, o, dtype, stream);
   const bool known = with_real(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     constexpr int N = Pack<T>::size;
