@@ -29,7 +29,7 @@ enum class Fusion {
 /// `epilogues`: bias, activation, products and sums that stand alone behind a linear or a convolution become its epilogue.
 /// `passes`: chains of bias, activations, products and sums behind any op become a pointwise, with the norm that reads their result
 /// and its modulation a fused_norm, and a product with an activated gate a glu, or with two linears before it a gated_linear. A linear
-/// keeps a bias that stands alone, and one of few rows its activations. Small linears of one x, and those that
+/// keeps a bias and tanh gelu that stand alone, and one of few rows any activations. Small linears of one x, and those that
 /// multiply in fp8, become linears.
 /// Both: silu behind a group_norm becomes its activation.
 Graph fuse(const Graph& graph, Fusion fusion = Fusion::epilogues);

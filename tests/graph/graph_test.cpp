@@ -47,7 +47,7 @@ TEST(Graph, RefusesAnEpilogueWhoseOperandsDoNotFit) {
   EXPECT_EQ(linear({b.weight("b", {1, 3})}, "add"), "[linear] expected add as f32[2,3] but got f32[1,3]");
   EXPECT_EQ(linear({}, "silu,bias"), "[linear] expected an operand for 'bias' of the epilogue but got none");
   EXPECT_EQ(linear({b.weight("b", {3})}, "silu"), "[linear] expected 2 inputs but got 3");
-  EXPECT_EQ(linear({}, "swish"), "[linear] expected an epilogue of bias, mul, add, silu, gelu but got 'swish'");
+  EXPECT_EQ(linear({}, "swish"), "[linear] expected an epilogue of bias, mul, add, silu, gelu, gelu_tanh but got 'swish'");
 }
 
 TEST(Graph, VerifyRefusesTwoInputsOrOutputsOfOneName) {

@@ -28,6 +28,7 @@ struct Epilogue {
       const auto& step = steps[i];
       if (step == "silu") ops.append_eltwise(dnnl::algorithm::eltwise_swish, 1.f, 0.f);
       if (step == "gelu") ops.append_eltwise(dnnl::algorithm::eltwise_gelu_erf, 0.f, 0.f);
+      if (step == "gelu_tanh") ops.append_eltwise(dnnl::algorithm::eltwise_gelu_tanh, 0.f, 0.f);
       if (!graph::takes_operand(step)) continue;
       const std::size_t input = 2 + operands.size();
       if (step == "bias" && i == 0) {

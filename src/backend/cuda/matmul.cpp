@@ -53,10 +53,9 @@ Matmul::Matmul(Context& context, const MatmulSizes& sizes) : context_(context), 
   // cuBLAS is column-major: y^T [o, r] = w [o, i] x^T [i, r].
   set(CUBLASLT_MATMUL_DESC_TRANSA, sizes.w_transposed ? CUBLAS_OP_N : CUBLAS_OP_T);
   set(CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
-  if (sizes.bias) {
-    set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-    set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
-  }
+  if (sizes.gelu) set(CUBLASLT_MATMUL_DESC_EPILOGUE, sizes.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU);
+  else if (sizes.bias) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+  if (sizes.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
   const auto layout = [&](cublasLtMatrixLayout_t& l, DType dtype, std::int64_t r, std::int64_t c, std::int64_t stride) {
     check(cublasLtMatrixLayoutCreate(&l, type_of(dtype), static_cast<std::uint64_t>(r), static_cast<std::uint64_t>(c), r), "describing a matrix");
     const int count = static_cast<int>(sizes.batch);
@@ -91,8 +90,9 @@ void Matmul::choose() {
   const auto& s = sizes_;
   auto& tuning = tuning_of(context_);
   const auto stored = s.fp8_weight ? fmt::format(" of {}", name_of(*s.fp8_weight)) : "";
-  const auto key = fmt::format("matmul {}{} {}x{}->{} batch {} strides {} {} {}{}{}", name_of(s.dtype), stored, s.rows, s.inner, s.outputs, s.batch, s.x_stride,
-                               s.w_stride, s.y_stride, s.w_transposed ? " transposed" : "", s.bias ? " bias" : "");
+  const auto key = fmt::format("matmul {}{} {}x{}->{} batch {} strides {} {} {}{}{}{}", name_of(s.dtype), stored, s.rows, s.inner, s.outputs, s.batch, s.x_stride,
+                               s.w_stride, s.y_stride, s.w_transposed ? " transposed" : "", s.bias ? " bias" : "",
+                               s.gelu ? " gelu" : "");
   cublasLtMatmulHeuristicResult_t result{};
   if (const auto known = tuning.find(key); known && from_hex(*known, algorithm_) &&
       cublasLtMatmulAlgoCheck(context_.cublas, operation_, w_, x_, y_, y_, &algorithm_, &result) == CUBLAS_STATUS_SUCCESS &&

@@ -20,6 +20,7 @@ struct MatmulSizes {
   std::int64_t batch = 1, x_stride = 0, w_stride = 0, y_stride = 0;
   bool w_transposed = false;  ///< w is [i, o] instead of [o, i]
   bool bias = false;
+  bool gelu = false;  ///< y goes through gelu in its tanh form, behind the bias
   /// Set: x is f8_e4m3, w is of this fp8 dtype, and y and the bias alone are of `dtype`. For GPUs from sm_89 on, and sizes of 16.
   std::optional<DType> fp8_weight;
 };

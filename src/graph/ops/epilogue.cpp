@@ -1,19 +1,19 @@
 #include "graph/ops/epilogue.h"
 
-#include <cmath>
-
 #include "base/error.h"
 
 namespace comfytp::graph {
 
 std::vector<std::string> epilogue_of(const Attrs& attrs) { return steps_of(attrs.text_or("epilogue", "")); }
 
+bool activates_epilogue(std::string_view step) { return step == "silu" || step == "gelu" || step == "gelu_tanh"; }
+
 void check_epilogue(std::string_view op, const Attrs& attrs, std::span<const Type> in, std::size_t skip, const Type& out,
                     std::size_t channel_dim) {
   std::size_t next = skip;
   for (const auto& step : epilogue_of(attrs)) {
-    if (step == "silu" || step == "gelu") continue;
-    require(step == "bias" || step == "mul" || step == "add", "[{}] expected an epilogue of bias, mul, add, silu, gelu but got '{}'", op, step);
+    if (activates_epilogue(step)) continue;
+    require(step == "bias" || step == "mul" || step == "add", "[{}] expected an epilogue of bias, mul, add, silu, gelu, gelu_tanh but got '{}'", op, step);
     require(next < in.size(), "[{}] expected an operand for '{}' of the epilogue but got none", op, step);
     const Type expected{out.dtype, step == "bias" ? Shape{out.shape[channel_dim]} : out.shape};
     require(in[next] == expected, "[{}] expected {} as {} but got {}", op, step, to_string(expected), to_string(in[next]));
@@ -34,19 +34,7 @@ void epilogue_rule(Rule& rule, const OpContext& op, std::size_t channel_dim) {
 }
 
 void epilogue_reference(const OpContext& op, std::span<const RefTensor> in, std::size_t skip, std::size_t channel_dim, RefTensor& out) {
-  const auto inner = row_major_strides(out.shape)[channel_dim];
-  std::size_t next = skip;
-  for (const auto& step : epilogue_of(op.attrs)) {
-    const RefTensor* operand = takes_operand(step) ? &in[next++] : nullptr;
-    for (std::size_t i = 0; i < out.data.size(); ++i) {
-      double& y = out.data[i];
-      if (step == "bias") y += operand->data[static_cast<std::int64_t>(i) / inner % out.shape[channel_dim]];
-      if (step == "mul") y *= operand->data[i];
-      if (step == "add") y += operand->data[i];
-      if (step == "silu") y /= 1 + std::exp(-y);
-      if (step == "gelu") y = 0.5 * y * (1 + std::erf(y * std::sqrt(0.5)));
-    }
-  }
+  steps_reference(op.attrs.text_or("epilogue", ""), in.subspan(skip), channel_dim, out);
 }
 
 double epilogue_flops(const OpContext& op) {

@@ -64,8 +64,8 @@ struct Chains {
 /// node stands: its operands are there, and whoever reads its values stands behind.
 Chains find_chains(const Graph& graph);
 
-/// How many of a chain's first steps stay in the epilogue of the linear before it: a bias that stands alone, and where there
-/// are few rows activations too.
+/// How many of a chain's first steps stay in the epilogue of the linear before it: a bias and tanh gelu that stand alone, which the libraries
+/// can do at once, and where there are few rows any activations.
 std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain);
 
 /// Made by a projection, a product, attention or a collective, seen through views: what costs more than a pass.

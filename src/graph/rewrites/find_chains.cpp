@@ -2,6 +2,7 @@
 #include <set>
 #include <tuple>
 
+#include "graph/ops/epilogue.h"
 #include "graph/ops/steps.h"
 #include "graph/rewrites.h"
 #include "graph/rewrites/chains.h"
@@ -353,11 +354,12 @@ class Finder {
 std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain) {
   const Node& linear = graph.producer(chain.start);
   if (!is(linear, "linear") || chain.pre.empty() || !chain.owns_start) return 0;
-  if (!has_few_rows(graph, chain.start))
-    return chain.norm < 0 && chain.pre.size() == 1 && chain.pre[0].name == "bias" ? 1 : 0;
-  const auto stays = [](const Step& step) {
-    return step.views == 0 && (step.name == "bias" || step.name == "silu" || step.name == "gelu");
-  };
+  const auto stays = [](const Step& step) { return step.views == 0 && (step.name == "bias" || activates_epilogue(step.name)); };
+  if (!has_few_rows(graph, chain.start)) {  // all or nothing
+    const std::size_t bias = chain.pre[0].name == "bias" && stays(chain.pre[0]);
+    const bool activated = chain.pre.size() == bias + 1 && chain.pre.back().name == "gelu_tanh" && stays(chain.pre.back()) && !linear.attrs.has("product");
+    return chain.norm < 0 && (activated || chain.pre.size() == bias) ? chain.pre.size() : 0;
+  }
   return static_cast<std::size_t>(std::find_if_not(chain.pre.begin(), chain.pre.end(), stays) - chain.pre.begin());
 }
 

@@ -82,7 +82,7 @@ class Fuser {
         varies_[i] != varies_[chain.head])
       return {};
     if (is(head, "group_norm")) return step == "silu" && head.attrs.text_or("activation", "").empty() && chain.steps.empty() ? step : "";
-    if (step == "silu" || step == "gelu") return step;
+    if (activates_epilogue(step)) return step;
     if ((step != "add" && step != "mul") || head.inputs.size() + chain.operands.size() >= kMostInputs) return {};
     const Shape &shape = graph_.type(value).shape, &other = graph_.type(operand(chain, i)).shape;
     if (other == shape) return step;
