@@ -39,6 +39,10 @@ std::int64_t Assembly::offset_of(const Home& home) const {
   return offset;
 }
 
+bool Assembly::lies_behind(const Home& home, const Home& other, std::int64_t bytes) {
+  return home.block >= 0 && other.block >= 0 && root(home.block) == root(other.block) && offset_of(home) == offset_of(other) + bytes;
+}
+
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A
 // fetch needs a stored weight alone, and the life of what it fills begins with it, so any earlier place is right; as whole weights and
 // collectives are counted, it is the same one on all devices.

@@ -208,7 +208,7 @@ class Lowering {
     return true;
   }
 
-  // What a concat takes in one piece is written where it will lie, and only the rest is copied.
+  // What a concat takes in one piece is written where it will lie, and only the rest is copied; what lies as it will already is the concat.
   bool lay_together(const Node& node, Phase phase) {
     const auto dim = static_cast<std::size_t>(node.attrs.integer("dim"));
     const Type& type = program_.graph.type(node.outputs[0]);
@@ -221,6 +221,17 @@ class Lowering {
       offsets.push_back(end);
       end += value(id).type.shape[dim] * step;
       if (offsets.back() % kAlignment != 0) return false;
+    }
+    const Value& first = value(node.inputs[0]);
+    bool lies = true;
+    for (std::size_t i = 0; lies && i < node.inputs.size(); ++i) {
+      const Value& v = value(node.inputs[i]);
+      lies = !v.weight && v.phase == phase && v.stored == v.type.dtype && graph::same_memory(v.type.shape, v.order, order) &&
+             assembly_.lies_behind(v.home, first.home, offsets[i]);
+    }
+    if (lies) {
+      value(node.outputs[0]) = {type, type.dtype, order, first.home, nullptr, phase};
+      return true;
     }
     const Value whole = fresh(type, order, phase);
     bool any = false;

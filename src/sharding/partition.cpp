@@ -5,6 +5,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "sharding/pair_gathers.h"
 #include "sharding/resharder.h"
 #include "sharding/rule_query.h"
 
@@ -92,6 +93,7 @@ class Partitioner {
       device = graph::prune(device);
       graph::verify(device);
     }
+    pair_gathers(result.devices);
     for (std::size_t v = 0; v < graph_.value_count(); ++v) result.values.push_back(reshard_.sharding_of(static_cast<ValueId>(v)));
     return result;
   }

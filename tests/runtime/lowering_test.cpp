@@ -215,6 +215,23 @@ TEST(Lowering, LinearsOfOneXReadAndWriteSideBySide) {
   }
 }
 
+// As keys and values are that one exchange brings to all.
+TEST(Lowering, WhatLiesSideBySideIsNotCopiedForAConcat) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto x = b.input("x", {64, 6}, DType::f32);
+  std::map<std::string, graph::ValueId> y;
+  for (const char* name : {"q", "k", "v"}) y[name] = b.split_dim(b.linear(x, b.weight(name, {16, 6}), -1, name), 0, {1, 64});
+  g.add_output("behind", b.unary("cos", b.concat({y["k"], y["v"]}, 0)));
+  g.add_output("apart", b.unary("sin", b.concat({y["q"], y["v"]}, 0)));
+  const Lowered l(g, g, DType::f32, true);
+  EXPECT_EQ(l.count("concat"), 1) << "of q and v, which do not stand side by side";
+  const auto launch = [&](const std::string& op) {
+    return std::find_if(l.program.step.begin(), l.program.step.end(), [&](const Launch& s) { return s.work.op == op; });
+  };
+  EXPECT_EQ(launch("cos")->in[0].offset, launch("linears")->out[1].offset);
+}
+
 // What stays whole between GPUs is measured by what the model's other groups do: so the tests' own models are divided there too.
 TEST(Lowering, NarrowModelsAreDividedBetweenGpus) {
   const Graph g = graph::normalise(small_unet());
