@@ -254,6 +254,15 @@ TEST_F(FusePasses, CutsLongChains) {
   EXPECT_EQ(fused(g), "linear pointwise(tanh,tanh,tanh,tanh,tanh,tanh,tanh,tanh) pointwise(tanh,tanh,tanh)");
 }
 
+TEST_F(FusePasses, TakesNothingForABiasThatStandsAlongRows) {
+  const auto rows = b.input("rows", {5, 6}, DType::f32), each = b.input("each", {5, 1}, DType::f32);
+  for (const char* activation : {"silu", "gelu_tanh"})
+    g.add_output(activation, b.add(b.unary(activation, plain(rows, 6, activation)), each));
+  const auto samples = b.input("samples", {2, 3, 6}, DType::f32);
+  g.add_output("sample", b.add(b.unary("gelu", plain(samples, 6, "sample")), b.input("one", {2, 1, 1}, DType::f32)));
+  fused(g);
+}
+
 TEST_F(FusePasses, TakesAVectorBehindANormAsItsWeight) {
   const auto normed = [&](const char* name) { return g.add("rms_norm", {plain(x, 6, name), b.constant({6}, {1}, DType::f32)}, {{"epsilon", 1e-5}}); };
   g.add_output("vector", b.mul(normed("a"), b.weight("w", {6})));
@@ -318,6 +327,12 @@ TEST_F(FuseMixed, RoundsNothingThatTheGraphKeepsWide) {
   g.add_output("y", narrowed(plain_norm(b.add(plain(x, 6, "a"), b.input("residual", {2, 20, 6}, DType::f32)))));
   fused(g, &after);
   for (const auto* node : after.all("fused_norm")) EXPECT_EQ(node->outputs.size(), 1u) << "what is not kept is not rounded: " << to_text(after);
+}
+
+TEST_F(FuseMixed, TakesAVectorBehindACastNormAsItsWeight) {
+  const auto normed = g.add("rms_norm", {plain(x, 6, "a"), b.constant({6}, {1}, DType::f32)}, {{"epsilon", 1e-5}});
+  g.add_output("y", b.mul(narrowed(normed), b.cast(b.weight("w", {6}), DType::bf16)));
+  EXPECT_NE(fused(g).find("fused_norm(|weight|)"), std::string::npos);
 }
 
 // A GPU is filled by one matmul for all of them, where each alone would leave most of it idle.

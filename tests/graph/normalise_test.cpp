@@ -269,6 +269,12 @@ const Undone kUndone[] = {
        return b.concat({b.unary("silu", x), b.slice(x, 1, 0, 2), b.slice(x, 1, 2, 3), x}, 1);
      },
      "silu concat"},
+    {"ConcatOfSlicesThatOthersRead",
+     [](Builder& b, ValueId x) {
+       const auto first = b.slice(x, 1, 0, 1);
+       return b.concat({b.concat({first, b.slice(x, 1, 1, 3)}, 1), b.unary("silu", first)}, 1);
+     },
+     "slice slice concat silu concat"},
     {"ConcatInAnotherOrder", [](Builder& b, ValueId x) { return b.concat({b.slice(x, 1, 1, 3), b.slice(x, 1, 0, 1)}, 1); }, "slice slice concat"},
     {"ConcatAlongAnotherDimension", [](Builder& b, ValueId x) { return b.concat({b.slice(x, 2, 0, 2), b.slice(x, 2, 2, 4)}, 1); }, "slice slice concat"},
     {"Unused",

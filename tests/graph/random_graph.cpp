@@ -65,7 +65,7 @@ class Generator {
     if (coin()) {
       std::string list;
       for (auto count = from(1, 3); count-- > 0;) {
-        const std::string next = one_of<const char*>({"bias", "add", "mul", "silu", "gelu"});
+        const std::string next = one_of<const char*>({"bias", "add", "mul", "silu", "gelu", "gelu_tanh"});
         list.append(list.empty() ? "" : ",").append(next);
         if (next == "bias") in.push_back(weight({o}));
         if (next == "add" || next == "mul") in.push_back(like(out));
@@ -110,7 +110,8 @@ class Generator {
         break;
       }
       case 5:
-        push(graph_.add("rms_norm", {x, weight({s.back()})}, {{"epsilon", 0.1}}));
+        if (coin()) push(graph_.add("rms_norm", {x, weight({s.back()})}, {{"epsilon", 0.1}}));
+        else push(b_.mul(graph_.add("rms_norm", {x, b_.constant({s.back()}, {1}, DType::f32)}, {{"epsilon", 0.1}}), weight({s.back()})));
         break;
     }
   }
@@ -164,7 +165,12 @@ class Generator {
         if (rank) slice(x, dim);
         break;
       case 13:
-        if (rank) push(coin() ? b_.concat({x, like(s)}, dim) : b_.concat({x}, dim));
+        if (rank && coin()) {
+          push(coin() ? b_.concat({x, like(s)}, dim) : b_.concat({x}, dim));
+        } else if (rank) {
+          const auto size = s[static_cast<std::size_t>(dim)], cut = from(0, size);
+          push(b_.concat({b_.slice(x, dim, 0, cut), b_.slice(x, dim, cut, size)}, dim));
+        }
         break;
       case 14:
         if (rank >= 2 && s[1] > 0) {

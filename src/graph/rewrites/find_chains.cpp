@@ -354,7 +354,10 @@ class Finder {
 std::size_t steps_in_epilogue(const Graph& graph, const Chain& chain) {
   const Node& linear = graph.producer(chain.start);
   if (!is(linear, "linear") || chain.pre.empty() || !chain.owns_start) return 0;
-  const auto stays = [](const Step& step) { return step.views == 0 && (step.name == "bias" || activates_epilogue(step.name)); };
+  const auto last = graph.type(chain.start).shape.size() - 1;
+  const auto stays = [&](const Step& step) {
+    return step.views == 0 && (activates_epilogue(step.name) || (step.name == "bias" && step.dim == last));  // behind an activation it may be along another
+  };
   if (!has_few_rows(graph, chain.start)) {  // all or nothing
     const std::size_t bias = chain.pre[0].name == "bias" && stays(chain.pre[0]);
     const bool activated = chain.pre.size() == bias + 1 && chain.pre.back().name == "gelu_tanh" && stays(chain.pre.back()) && !linear.attrs.has("product");

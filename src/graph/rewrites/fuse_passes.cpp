@@ -83,11 +83,11 @@ class PassWriter {
     return static_cast<std::size_t>(std::find_if(steps.begin(), steps.end(), [](const Step& step) { return step.name != "cast"; }) - steps.begin());
   }
   // What stands behind the norm begins with a product with one vector for all rows, as of models that multiply in another dtype than they norm in.
-  bool is_weight(const Chain& chain) const {
-    const auto s = first_step(chain.post);
-    if (s == chain.post.size() || chain.post[s].name != "mul" || chain.post[s].views < chain.views_used()) return false;
-    const Shape& shape = graph_.type(chain.post[s].operand).shape;
-    return !shape.empty() && shape.back() == graph_.type(chain.normed).shape.back() && numel(shape) == shape.back();
+  bool begins_with_weight(const std::vector<Step>& post) const {
+    const auto s = first_step(post);
+    if (s == post.size() || post[s].name != "mul") return false;
+    const Shape &shape = graph_.type(post[s].operand).shape, &value = graph_.type(post[s].from).shape;
+    return !shape.empty() && shape.back() == value.back() && numel(shape) == shape.back();
   }
 
   // The step's operand as the pass takes it, behind the views that it does first.
@@ -155,7 +155,7 @@ class PassWriter {
       if (shifted) inputs.push_back(mapped(norm.inputs[2]));
     }
     std::size_t behind = 0;
-    if (affine.empty() && is_weight(chain)) {
+    if (affine.empty() && begins_with_weight(chain.post)) {
       affine = "weight";
       behind = 1 + first_step(chain.post);
       inputs.push_back(vector(mapped(chain.post[behind - 1].operand), graph_.type(chain.post[behind - 1].operand).shape.size() - 1));

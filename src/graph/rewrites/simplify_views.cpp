@@ -84,16 +84,18 @@ class Views {
     return g_.add("slice", {x}, {{"dim", dim}, {"start", part.lo}, {"stop", part.hi}}, name_);
   }
 
-  // Slices of one value that stand side by side as they did in it are one slice; -1 where there are none such.
-  ValueId concat(const std::vector<ValueId>& parts, std::int64_t dim) {
+  // Slices of one value that stand side by side as they did in it are one slice; -1 where there are none such. Those that somebody else reads stay:
+  // what makes the value may be cut where they begin. `own[i]`: nobody else reads part i.
+  ValueId concat(const std::vector<ValueId>& parts, const std::vector<bool>& own, std::int64_t dim) {
     struct Piece {
       ValueId of;
       Interval part;
     };
     std::vector<Piece> pieces;
-    for (ValueId id : parts) {
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const ValueId id = parts[i];
       const Node& node = g_.producer(id);
-      const bool cut = is(node, "slice") && node.attrs.integer("dim") == dim && node.attrs.integer_or("step", 1) == 1;
+      const bool cut = own[i] && is(node, "slice") && node.attrs.integer("dim") == dim && node.attrs.integer_or("step", 1) == 1;
       const Piece piece = cut ? Piece{node.inputs[0], {node.attrs.integer("start"), node.attrs.integer("stop")}}
                               : Piece{id, {0, g_.type(id).shape[static_cast<std::size_t>(dim)]}};
       if (!pieces.empty() && pieces.back().of == piece.of && pieces.back().part.hi == piece.part.lo)
@@ -112,15 +114,15 @@ class Views {
   const std::string& name_;
 };
 
-// The node's value, of `type`, in its simplest form; -1 where the node is none of those simplified here.
-ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, const Type& type) {
+// The node's value, of `type`, in its simplest form; -1 where the node is none of those simplified here. `own[i]`: nobody else reads input i.
+ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, const std::vector<bool>& own, const Type& type) {
   Views views(g, node.name);
   const auto& a = node.attrs;
   if (is(node, "transpose")) return views.transpose(in[0], a.ints("order"));
   if (is(node, "split_dim")) return views.split(in[0], a.integer("dim"), a.ints("sizes"));
   if (is(node, "merge_dims")) return views.merge(in[0], a.integer("dim"), a.integer("count"));
   if (is(node, "slice") && a.integer_or("step", 1) == 1) return views.slice(in[0], a.integer("dim"), {a.integer("start"), a.integer("stop")});
-  if (is(node, "concat")) return views.concat(in, a.integer("dim"));
+  if (is(node, "concat")) return views.concat(in, own, a.integer("dim"));
   if ((is(node, "expand") || is(node, "pad")) && g.type(in[0]).shape == type.shape) return in[0];
   if (is(node, "cast") && type.dtype == g.type(in[0]).dtype) return in[0];
   return -1;
@@ -129,12 +131,15 @@ ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, c
 }  // namespace
 
 std::optional<Graph> simplify_views(const Graph& graph) {
+  const auto uses = graph.use_counts();
   bool changed = false;
   Rewriter rewriter(graph);
   Graph& g = rewriter.target;
   for (const auto& node : graph.nodes()) {
     const auto inputs = rewriter.mapped(node.inputs);
-    const ValueId value = simplified(g, node, inputs, graph.type(node.outputs[0]));
+    std::vector<bool> own;
+    for (ValueId id : node.inputs) own.push_back(uses[static_cast<std::size_t>(id)] == 1);
+    const ValueId value = simplified(g, node, inputs, own, graph.type(node.outputs[0]));
     if (value < 0) {
       rewriter.keep(node);
       continue;

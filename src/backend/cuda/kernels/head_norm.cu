@@ -9,12 +9,13 @@ namespace comfytp::backend::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr std::int64_t kMostHeads = 1024;
 constexpr int kAtOnce = 4;  // heads that a thread has on their way: the memory needs so many bytes, and the angles are read once for all
 
 // A block does one token's heads, LANES threads a head with a pack each.
 template <typename T, int LANES, bool HALVED>
 __global__ void __launch_bounds__(kThreads)
-head_norm(const __grid_constant__ HeadNorm n, const T* __restrict__ x, const T* __restrict__ before, const T* __restrict__ weight,
+head_norm(const __grid_constant__ HeadNorm n, const T* x, const T* __restrict__ before, const T* __restrict__ weight,
           const float* __restrict__ cosines, const float* __restrict__ sines, T* z) {
   constexpr int N = Pack<T>::size, kColumns = LANES * N, kGroups = kThreads / LANES, kAngles = HALVED ? N / 2 : N;
   const int column = threadIdx.x % LANES * N, group = threadIdx.x / LANES;
@@ -91,6 +92,7 @@ std::optional<HeadNorm> as_head_norm(const RowNorm& n, DType dtype) {
   if (turn.stride[post.dims - 2] != 0 || turn.stride[post.dims - 1] != 1) return {};
   HeadNorm heads;
   heads.columns = static_cast<int>(n.columns);
+  if (post.size[post.dims - 2] > kMostHeads) return {};  // tokens of one angle, which a block each would have no work for
   heads.heads = static_cast<int>(post.size[post.dims - 2]);
   heads.tokens = post.size[post.dims - 3];
   heads.token_stride = turn.stride[post.dims - 3];

@@ -41,7 +41,13 @@ bool is_faster(const Site& site, const MatmulSizes& sizes, Kernel& kernel, Kerne
   if (!y || !work || std::find(in.begin(), in.end(), nullptr) != in.end()) return false;  // not timed, and so not remembered
   const auto time = [&](Kernel& one) {
     return watch.time([&] {
-      one.run(in, std::array{y}, work);
+      try {
+        one.run(in, std::array{y}, work);
+      } catch (const DeviceFailure&) {
+        throw;
+      } catch (const Error&) {
+        return false;  // an algorithm that the library proposed and cannot run
+      }
       return true;
     });
   };

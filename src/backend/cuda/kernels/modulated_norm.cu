@@ -8,6 +8,13 @@
 namespace comfytp::backend::cuda {
 namespace {
 
+// Of the longest blocks, so that registers leave room for all the threads that a multiprocessor takes.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900 && __CUDA_ARCH__ != 1000 && __CUDA_ARCH__ != 1030
+constexpr int kLongBlocks = 1;  // 1536 threads
+#else
+constexpr int kLongBlocks = 2;  // 2048
+#endif
+
 template <typename T>
 struct Operands {
   const T *x, *residual, *sum;                           // rows
@@ -27,7 +34,7 @@ __device__ __forceinline__ void with(const T* from, std::int64_t at, float (&v)[
 
 // A row in the registers of LANES threads of a warp or, where LANES is 0, of a whole block.
 template <typename T, int PACKS, int LANES>
-__global__ void __launch_bounds__(LANES ? 128 : 1024, !LANES ? 2 : PACKS == 1 ? 12 : 8)
+__global__ void __launch_bounds__(LANES ? 128 : 1024, !LANES ? kLongBlocks : PACKS == 1 ? 12 : 8)
 modulated_norm(const __grid_constant__ ModulatedNorm n, const __grid_constant__ Operands<T> o) {
   constexpr int N = Pack<T>::size, kRows = LANES ? 128 / LANES : 1;
   const int threads = LANES ? LANES : static_cast<int>(blockDim.x), thread = LANES ? threadIdx.x % LANES : threadIdx.x, packs = n.columns / N;

@@ -28,7 +28,7 @@ struct ModulatedNorm {
 /// or longer than 8192.
 std::optional<ModulatedNorm> as_modulated_norm(const RowNorm& norm, DType dtype);
 
-/// All operands begin at multiples of 16 bytes; z may lie where x, residual or sum does, but not over sum where y is wanted.
+/// All operands begin at multiples of 16 bytes; z may lie where x, residual or sum does, y where x or residual does.
 cudaError_t launch_modulated_norm(const ModulatedNorm& norm, const RowNormOperands& operands, DType dtype, cudaStream_t stream);
 
 }  // namespace comfytp::backend::cuda

@@ -22,7 +22,7 @@ struct RowNormOperands {
   const void *weight = nullptr, *bias = nullptr;  ///< null where there is none
   const float* moments = nullptr;
   ChainOperands pre, post;
-  void *y = nullptr, *z = nullptr;                ///< y null where nobody wants it; z may lie where x or an operand of pre does
+  void *y = nullptr, *z = nullptr;                ///< y null where nobody wants it; z may lie where x, or an operand of pre or post does, y where x or one of pre does
 };
 
 cudaError_t launch_row_norm(const RowNorm& norm, const RowNormOperands& operands, DType dtype, cudaStream_t stream);

@@ -10,7 +10,7 @@ struct RowStatistics {
 };
 
 /// Of a row in packs of N: PACKS of each of LANES neighbouring threads of a warp or, where LANES is 0, of the whole block, of which all threads call
-/// this. Pack k of thread t is the row's number t + k * threads, and is `there` as long as that is less than `packs`. Where `centred`, the row's first
+/// this, once a kernel. Pack k of thread t is the row's number t + k * threads, and is `there` as long as that is less than `packs`. Where `centred`, the row's first
 /// value of the warp is taken from v, so that a large mean costs no digits, and `mean` is that of what is left; else it is 0.
 template <int N, int PACKS, int LANES>
 __device__ __forceinline__ RowStatistics row_statistics(float (&v)[PACKS][N], const bool (&there)[PACKS], int packs, bool centred, float epsilon) {
