@@ -329,7 +329,8 @@ def print_times(row):
 
 @torch.inference_mode()
 def main():
-    about = dict(date=datetime.date.today().isoformat(), comfyui=comfyui_version.__version__, torch=torch.__version__, device=options.device, rows=[])
+    about = dict(command=" ".join(["python", *sys.argv]), date=datetime.date.today().isoformat(), comfyui=comfyui_version.__version__)
+    about |= dict(torch=torch.__version__, device=options.device, rows=[])
     if DEVICE.type == "cuda":
         about["gpu"] = torch.cuda.get_device_name()
     print(about, flush=True)

@@ -12,6 +12,7 @@ import argparse
 import datetime
 import gc
 import json
+import sys
 
 import diffusers
 import floor
@@ -238,7 +239,8 @@ def main():
     DEVICE, TINY = options.device.partition(":")[0], options.tiny
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    about = dict(date=datetime.date.today().isoformat(), torch=torch.__version__, diffusers=diffusers.__version__, rows=[])
+    about = dict(command=" ".join(["python", *sys.argv]), date=datetime.date.today().isoformat(), torch=torch.__version__)
+    about |= dict(diffusers=diffusers.__version__, rows=[])
     if DEVICE == "cuda":
         about |= dict(gpu=torch.cuda.get_device_name(), cudnn=torch.backends.cudnn.version())
     print(about, flush=True)

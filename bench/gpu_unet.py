@@ -11,6 +11,7 @@ import argparse
 import datetime
 import gc
 import json
+import sys
 import tempfile
 
 import torch
@@ -137,7 +138,8 @@ def main():
         torch.cuda.empty_cache()
     if options.json:
         gpu = torch.cuda.get_device_name()
-        about = dict(date=datetime.date.today().isoformat(), gpu=gpu, torch=torch.__version__, cudnn=torch.backends.cudnn.version(), rows=rows)
+        about = dict(command=" ".join(["python", *sys.argv]), date=datetime.date.today().isoformat(), gpu=gpu)
+        about |= dict(torch=torch.__version__, cudnn=torch.backends.cudnn.version(), rows=rows)
         with open(options.json, "w") as file:
             json.dump(about, file, indent=1)
 
