@@ -60,7 +60,7 @@ void add_heads(CLI::App& command, models::HeadOptions& heads) {
 
 CLI::Option* add_link(CLI::App& command, std::optional<std::string>& link) {
   return command.add_option("--link", link,
-                            "The link between two devices as rate and latency, as in 386GB/s,3us: says what a step is predicted to take over it");
+                            "The link between two devices as rate (MB/s, GB/s) and latency (us, ms), as in 386GB/s,3us: says what a step is predicted to take over it");
 }
 
 planner::Exchanged exchanged_by(const runtime::DeviceReport& device) {

@@ -1,6 +1,7 @@
 // comfytp plan: what each device would hold and do, before anything is loaded.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
@@ -121,7 +122,7 @@ void print(const planner::Plan& plan, const models::UNetCall& call, const Whole&
       for (const auto& [kind, c] : devices[i].collectives) rows.push_back({ranks[i].name, kind, count_text(c.count), bytes_text(c.bytes)});
     print_table(rows);
   }
-  rows = {{"by the profile", "card", "memory", "needed", "a step computes", "and sends"}};
+  rows = {{"at full rates", "card", "memory", "needed", "a step computes", "and sends"}};
   for (const auto& r : ranks)
     if (r.profile)
       rows.push_back({r.name, r.profile->model + (r.profile->assumed ? " (assumed)" : ""),
@@ -184,6 +185,15 @@ void predict(Rank& rank, const backend::DeviceSpec& spec, const runtime::DeviceR
     notes.push_back(fmt::format("no time is predicted, for the rates of {} are not known: --profile FILE says them", rank.name));
 }
 
+bool is_here(const backend::DeviceSpec& spec) {
+  if (spec.kind != "cuda") return true;
+  try {
+    return spec.index < static_cast<int>(backend::cuda_library().devices().size());
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 int plan(const Options& options) {
   auto plan = options.model.plan();
   const auto profile = read_profile(options.profile);
@@ -202,7 +212,10 @@ int plan(const Options& options) {
       return backend::open_device({"cpu", position, 0}, position, count);
     }
   };
-  const auto denoiser = options.model.open(plan, compute, {}, open);
+  // A CPU that stands in for a GPU does not compute in f16; bf16 is as large.
+  auto sized = compute;
+  if (compute.dtype == DType::f16 && !std::all_of(plan.devices.begin(), plan.devices.end(), is_here)) sized.dtype = DType::bf16;
+  const auto denoiser = options.model.open(plan, sized, {}, open);
   const auto& unet = denoiser->checkpoint().unet;
   const auto call = options.call.call(unet);
   const auto compiled = denoiser->compile(call);
@@ -219,7 +232,9 @@ int plan(const Options& options) {
     double sent = 0;
     for (const auto& [kind, c] : devices[d].collectives) sent += static_cast<double>(c.bytes);
     rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute.dtype);
-    rank.link_seconds = sent / planner::link_bytes_per_second(profile);
+    const auto exchanged = exchanged_by(devices[d]);
+    rank.link_seconds = link ? link->seconds(exchanged.collectives + exchanged.fetches, exchanged.bytes + exchanged.fetched)
+                             : sent / planner::link_bytes_per_second(profile);
     if (!rank.absent.empty())
       notes.push_back(fmt::format("{} is not here ({}): activations are what a cpu would take{}", rank.name, rank.absent,
                                   rank.profile->assumed ? "; its card is assumed, --profile FILE says which it is" : ""));

@@ -129,14 +129,14 @@ int verify(const Options& asked) {
 void add_verify(CLI::App& app, Command& chosen) {
   auto options = std::make_shared<Options>();
   auto* command =
-      app.add_subcommand("verify", "Compares the split model with one device from seeded noise; exit status 1 beyond tolerance");
+      app.add_subcommand("verify", "Compares the split model with the whole on the first device, whatever its limit, from seeded noise; exit status 1 beyond tolerance");
   options->model.add_to(*command, true);
   options->call.add_to(*command);
-  command->add_option("--steps", options->steps, "Denoising steps; an even batch is guided (bf16 without a tolerance: at least 4)")
+  command->add_option("--steps", options->steps, "Denoising steps; an even batch is guided (f16 and bf16 without a tolerance: at least 4)")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   command->add_option("--seed", options->seed, "Of the noise and the text")->capture_default_str();
-  command->add_option("--tolerance", options->tolerance, "Of the relative error of the outputs of all steps (default 1e-5; bf16: 1.1 times one device's error against f32)")
+  command->add_option("--tolerance", options->tolerance, "Of the relative error of the outputs of all steps (default 1e-5; f16 and bf16: 1.1 times one device's error against f32)")
       ->check([](const std::string& text) {
         double value = -1;
         const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);

@@ -27,7 +27,7 @@ class Engine:
         at use.
     devices: "cpu:0,cpu:1@2GiB" or a list of such names; several cpu:N share the machine's cores.
     mesh: how the devices are arranged, "tensor=2" or "batch=2,tensor=2": batch divides samples, patch image rows, frames
-        and tokens, tensor channels and heads. None: the planner chooses.
+        and tokens, tensor channels and heads. None: "tensor=N" over N devices.
     placement: "resident" (each device holds what it computes with; also None) or "gathered" (each stores a part of them
         and fetches the rest from the others just ahead of use).
     timeout: seconds a device waits for another before the call fails.

@@ -27,15 +27,17 @@ double number(std::string_view text, const Unit (&units)[N]) {
 
 }  // namespace
 
-std::string Link::to_string() const { return fmt::format("{:.0f}GB/s,{:.1f}us", bytes_per_second / 1e9, latency_seconds * 1e6); }
+std::string Link::to_string() const {
+  const auto rate = bytes_per_second >= 10e9 ? fmt::format("{:.0f}GB/s", bytes_per_second / 1e9) : fmt::format("{:.4g}MB/s", bytes_per_second / 1e6);
+  return latency_seconds > 0 ? fmt::format("{},{:.1f}us", rate, latency_seconds * 1e6) : rate;
+}
 
 Link link_from(const std::string& text) {
   const auto comma = text.find(',');
   const std::string_view all = text;
   const bool latency = comma != std::string::npos;
   const Link link{number(all.substr(0, comma), kRates), latency ? number(all.substr(comma + 1), kTimes) : 0};
-  require(link.bytes_per_second > 0 && (!latency || link.latency_seconds > 0), "[link] expected a rate and a latency as in 386GB/s,3us but got '{}'",
-          text);
+  require(link.bytes_per_second > 0 && (!latency || link.latency_seconds > 0), "[link] expected a rate in MB/s or GB/s and a latency in us or ms, as in 386GB/s,3us, but got '{}'", text);
   return link;
 }
 

@@ -95,7 +95,7 @@ class Strategy {
       return;
     }
     if (const auto units = groups_.all()[static_cast<std::size_t>(seed)].units; units < size)
-      decision_.notes.push_back(fmt::format("{}={}: the output {} has {} {} to cut, so {} of the devices of the axis do nothing; use {}={} at most, or tensor={}",
+      decision_.notes.push_back(fmt::format("{}={}: the output {} has {} {} to cut, so {} of the devices of the axis get none; use {}={} at most, or tensor={}",
                                             name, size, graph::to_string(graph_.type(output)), units, what, size - units, name, units, size));
     const auto connected = groups_.connected(seed);
     const auto joint = best_joint_bounds(connected, axis);

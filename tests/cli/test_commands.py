@@ -273,6 +273,22 @@ def test_ranks_of_one_device_share_its_memory(comfytp, checkpoint, tmp_path):
     assert not notes(sum(needed[:2])) and notes(sum(needed[:2]) - 1)
 
 
+@pytest.mark.parametrize("compute", ["f16", "bf16", "f32"])
+def test_plan_for_gpus_that_are_not_here_is_of_the_dtype_that_is_asked_for(comfytp, checkpoint, compute):
+    def plan(name, *more):
+        devices = ("--devices", "cuda:6,cuda:7", "--compute", name, "--link", "10GB/s,5us", *more)
+        return comfytp("plan", checkpoint, *devices, *SMALL, "--json").json
+
+    found, wide = plan(compute), plan("f32")
+    assert found["call"]["compute"] == compute
+    halves = 1 if compute == "f32" else 2
+    for device, other in zip(found["report"]["devices"], wide["report"]["devices"], strict=True):
+        assert device["activation_bytes"] <= 1.1 * other["activation_bytes"] / halves
+        assert device["profile"]["compute_seconds"] <= other["profile"]["compute_seconds"]
+        exchanged = sum(kind["bytes"] / 10e9 + kind["count"] * 5e-6 for kind in device["collectives"].values())
+        assert device["profile"]["link_seconds"] == pytest.approx(exchanged)
+
+
 def test_plan_names_sizes_as_a_table(comfytp, checkpoint):
     text = comfytp("plan", checkpoint, *TWO, *SMALL).out
     assert "cpu:0" in text and "cpu:1" in text and "all_reduce" in text
@@ -426,7 +442,7 @@ def test_collectives_are_timed_and_checked(comfytp):
     link = report["links"]["best"]["option"]
     text = comfytp("collectives", "--devices", devices, "--ops", "all_reduce", "--dtype", "bf16", *sizes).out
     assert "100,002" in text and "f32" not in text and "--link" in text
-    assert "GB/s," in link and link.endswith("us")
+    assert "B/s," in link and link.endswith("us")
 
 
 def test_the_link_of_collectives_is_one_that_plan_takes(comfytp, checkpoint):

@@ -13,7 +13,10 @@ TEST(Link, IsRateAndLatency) {
   EXPECT_DOUBLE_EQ(nvlink.latency_seconds, 3e-6);
   EXPECT_DOUBLE_EQ(pcie.seconds(2, 500'000'000), 1.001);
   EXPECT_DOUBLE_EQ(without.latency_seconds, 0);
-  EXPECT_DOUBLE_EQ(link_from(nvlink.to_string()).bytes_per_second, 386e9);
+  for (const auto& link : {nvlink, pcie, without, link_from("1.5MB/s,2us")}) {
+    EXPECT_DOUBLE_EQ(link_from(link.to_string()).bytes_per_second, link.bytes_per_second);
+    EXPECT_DOUBLE_EQ(link_from(link.to_string()).latency_seconds, link.latency_seconds);
+  }
 }
 
 TEST(Link, ThatIsNoneIsNamed) {
