@@ -212,7 +212,12 @@ class Lowering {
   bool lay_together(const Node& node, Phase phase) {
     const auto dim = static_cast<std::size_t>(node.attrs.integer("dim"));
     const Type& type = program_.graph.type(node.outputs[0]);
-    const Order order = value(node.inputs[0]).order;
+    Order order = value(node.inputs[0]).order;
+    const auto stacked = [&](ValueId id) { return value(id).type.shape[dim] == 1; };
+    if (std::all_of(node.inputs.begin(), node.inputs.end(), stacked)) {  // what is one behind the other lies so, however each of them lies
+      const auto own = std::find(order.begin(), order.end(), static_cast<int>(dim));
+      std::rotate(order.begin(), own, own + 1);
+    }
     const auto step = step_of(type, order, dim);
     if (step < 0 || numel(type.shape) == 0) return false;
     std::vector<std::int64_t> offsets;

@@ -38,9 +38,12 @@ Pairs find_pairs(const std::vector<Graph>& devices) {
       if (open < i && (!is_light(nodes[i]) || std::find(in.begin(), in.end(), nodes[open].outputs[0]) != in.end())) open = nodes.size();
       continue;
     }
-    const bool pair = open < i && varies[open] == varies[i] && nodes[i].inputs[0] != nodes[open].inputs[0] && std::all_of(devices.begin(), devices.end(), [&](const Graph& g) {
-      return are_alike(g, g.nodes()[open], g.nodes()[i]);
-    });
+    const auto second = [&] {
+      const ValueId x = nodes[i].inputs[0];
+      return varies[open] == varies[i] && x != nodes[open].inputs[0] && x != nodes[open].outputs[0] &&
+             std::all_of(devices.begin(), devices.end(), [&](const Graph& g) { return are_alike(g, g.nodes()[open], g.nodes()[i]); });
+    };
+    const bool pair = open < i && second();
     if (pair) pairs[i] = open;
     open = pair ? nodes.size() : i;
   }

@@ -364,5 +364,23 @@ TEST(Meshes, AnotherArrangementOfTheSameDevicesGivesTheSame) {
   EXPECT_THROW(f.engine->compile(g, sharding::Mesh::parse("tensor=3")), Error);
 }
 
+// A concat that is another name for what lies there, read whole and in parts, beside what it is made of, and joined once more.
+TEST(Engine, WhatLiesSideBySideIsReadUnderEveryName) {
+  Graph g;
+  graph::Builder b(g, DType::f32);
+  const auto x = b.input("x", {64, 6}, DType::f32);
+  std::map<std::string, graph::ValueId> y;
+  for (const char* name : {"q", "k", "v"}) y[name] = b.split_dim(b.linear(x, b.weight(name, {16, 6}), -1, name), 0, {1, 64});
+  const auto both = b.concat({y["k"], y["v"]}, 0);
+  g.add_output("both", both);
+  g.add_output("k", b.unary("sin", b.slice(both, 0, 0, 1)));
+  g.add_output("v", b.unary("cos", b.slice(both, 0, 1, 2)));
+  g.add_output("again", b.unary("tanh", b.concat({both, y["k"]}, 0)));
+  g.add_output("others", b.mul(b.unary("silu", both), b.concat({y["q"], b.unary("neg", y["k"])}, 0)));
+  Fixture f(g, options_for("tensor=1"));
+  f.watch.like_a_gpu = true;
+  for (std::uint64_t seed : {0, 1}) EXPECT_LT(f.run_and_compare(g, HostInputs(g, seed)), 1e-6);
+}
+
 }  // namespace
 }  // namespace comfytp::test

@@ -232,6 +232,35 @@ TEST(Lowering, WhatLiesSideBySideIsNotCopiedForAConcat) {
   EXPECT_EQ(launch("cos")->in[0].offset, launch("linears")->out[1].offset);
 }
 
+TEST(Lowering, WhatLiesOtherwiseOrElsewhereIsCopiedForAConcat) {
+  const auto concats = [](const std::string& first, const std::string& second, bool turned) {
+    Graph g;
+    Builder b(g, DType::f32);
+    std::map<std::string, graph::ValueId> y;
+    for (const char* of : {"a", "b"}) {
+      const auto x = b.input(of, {64, 6}, DType::f32);
+      for (const char* name : {"q", "k"}) y[std::string(of) + name] = b.linear(x, b.weight(std::string(of) + name, {64, 6}), -1, name);
+    }
+    const auto row = [&](graph::ValueId v) { return b.split_dim(v, 0, {1, 64}); };
+    g.add_output("y", b.unary("cos", b.concat({row(y.at(first)), row(turned ? b.transpose(y.at(second), {1, 0}) : y.at(second))}, 0)));
+    for (const auto& [name, value] : y) g.add_output(name, value);
+    return Lowered(g, g, DType::f32, true).count("concat");
+  };
+  EXPECT_EQ(concats("aq", "ak", false), 0);
+  EXPECT_EQ(concats("aq", "bk", false), 1) << "at the right distance, but in other memory";
+  EXPECT_EQ(concats("aq", "ak", true), 1) << "in another order";
+}
+
+// As of models that have the tokens before the samples.
+TEST(Lowering, WhatIsStackedIsWrittenWhereItWillLieInWhateverOrder) {
+  Graph g;
+  Builder b(g, DType::f32);
+  const auto turned = [&](const char* name, const char* op) { return b.split_dim(b.transpose(b.unary(op, b.input(name, {16, 1, 32}, DType::f32)), {1, 0, 2}), 0, {1, 1}); };
+  g.add_output("y", b.unary("cos", b.concat({turned("k", "silu"), turned("v", "tanh")}, 0)));
+  const Lowered l(g, g, DType::f32, true);
+  EXPECT_EQ(l.program.step.size(), 3u);
+}
+
 // What stays whole between GPUs is measured by what the model's other groups do: so the tests' own models are divided there too.
 TEST(Lowering, NarrowModelsAreDividedBetweenGpus) {
   const Graph g = graph::normalise(small_unet());

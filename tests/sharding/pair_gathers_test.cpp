@@ -83,10 +83,18 @@ TEST(PairGathers, LeavesThoseThatCannotMeet) {
     b.graph.add_output("y", gather(b, rank, own));
   })) << "the second reads the first";
   EXPECT_TRUE(alone([](Builder& b, int rank) {
-    const auto x = gather(b, rank, part(b, rank, "x"));
-    b.graph.add_output("y", b.unary("silu", x));
-    b.graph.add_output("z", gather(b, rank, part(b, rank, "z")));
+    b.graph.add_output("x", gather(b, rank, part(b, rank, "x")));
+    b.graph.add_output("z", gather(b, rank, b.unary("silu", part(b, rank, "z"))));
   })) << "work between them";
+  EXPECT_TRUE(alone([](Builder& b, int rank) {
+    const auto x = gather(b, rank, part(b, rank, "x"));
+    b.graph.add_output("y", b.transpose(x, {2, 1, 0}));
+    b.graph.add_output("z", gather(b, rank, part(b, rank, "z")));
+  })) << "a view of the first between them";
+  EXPECT_TRUE(alone([](Builder& b, int rank) {
+    const auto x = part(b, rank, "x");
+    for (const char* name : {"y", "z"}) b.graph.add_output(name, gather(b, rank, x));
+  })) << "the same twice";
   EXPECT_TRUE(alone([](Builder& b, int rank) {
     b.graph.add_output("x", gather(b, rank, part(b, rank, "x", "prompt")));
     b.graph.add_output("y", gather(b, rank, part(b, rank, "y")));
@@ -96,10 +104,41 @@ TEST(PairGathers, LeavesThoseThatCannotMeet) {
     b.graph.add_output("y", gather(b, rank, b.cast(part(b, rank, "y"), DType::bf16)));
   })) << "other dtypes";
   EXPECT_TRUE(alone([](Builder& b, int rank) {
-    const auto y = b.constant({2, rank ? 2 : 3, 4}, {1}, DType::f32), z = b.constant({2, rank ? 2 : 3, rank ? 4 : 6}, {1}, DType::f32);
+    const auto y = b.constant({2, rank ? 2 : 3, 4}, {1}, DType::f32), z = b.constant({2, rank ? 2 : 3, rank ? 6 : 4}, {1}, DType::f32);
     b.graph.add_output("y", gather(b, rank, y));
     b.graph.add_output("z", gather(b, rank, z));
   })) << "alike on one device alone";
+}
+
+TEST(PairGathers, LeavesThoseOfOtherGroupsDimensionsAndParts) {
+  const auto left = [](int ranks, const auto& second) {
+    std::vector<Graph> devices(static_cast<std::size_t>(ranks));
+    for (int d = 0; d < ranks; ++d) {
+      Builder b(devices[static_cast<std::size_t>(d)], DType::f32);
+      const auto add = [&](const char* name, std::int64_t dim, const Ints& bounds, const Ints& group, std::int64_t rank) {
+        const auto x = b.input(name, {4, 4}, DType::f32);
+        b.graph.add_output(name, b.graph.add("all_gather", {x}, {{"dim", dim}, {"bounds", bounds}, {"group", group}, {"rank", rank}, {"reason", std::string("test")}}));
+      };
+      add("x", 0, {0, 4, 8}, ranks == 2 ? Ints{0, 1} : d < 2 ? Ints{0, 1} : Ints{2, 3}, d % 2);
+      second(add, d);
+    }
+    sharding::pair_gathers(devices);
+    return totals(devices[0]).collectives["all_gather"];
+  };
+  EXPECT_EQ(left(4, [](const auto& add, int d) { add("y", 0, {0, 4, 8}, d < 2 ? Ints{0, 1} : Ints{2, 3}, d % 2); }), 1);
+  EXPECT_EQ(left(4, [](const auto& add, int d) { add("y", 0, {0, 4, 8}, d % 2 == 0 ? Ints{0, 2} : Ints{1, 3}, d / 2); }), 2) << "another group";
+  EXPECT_EQ(left(2, [](const auto& add, int d) { add("y", 1, {0, 4, 8}, {0, 1}, d); }), 2) << "another dimension";
+}
+
+TEST(PairGathers, OneBehindTheOtherStays) {
+  Ranks ranks([](Builder& b, int rank) {
+    const auto one = [&](ValueId x) {
+      return b.graph.add("all_gather", {x}, {{"dim", std::int64_t{1}}, {"bounds", Ints{0, 5}}, {"group", Ints{rank}}, {"rank", std::int64_t{0}}, {"reason", std::string("test")}});
+    };
+    b.graph.add_output("y", one(one(b.input("x", {2, 5, 4}, DType::f32))));
+  });
+  sharding::pair_gathers(ranks.devices);
+  EXPECT_EQ(ranks.ops(), "all_gather all_gather");
 }
 
 TEST(PairGathers, OfThreeLeavesOne) {

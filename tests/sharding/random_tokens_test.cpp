@@ -39,7 +39,10 @@ class RandomModel {
   ValueId weight(Shape shape) { return b_.weight(fmt::format("w{}", weights_++), std::move(shape)); }
   ValueId linear(ValueId x) { return b_.linear(x, weight({kWidth, kWidth})); }
   ValueId heads(ValueId x) { return b_.transpose(b_.split_dim(x, 2, {2, kWidth / 2}), {0, 2, 1, 3}); }
-  ValueId attend(ValueId q, ValueId kv) { return b_.merge_dims(b_.transpose(b_.attention(q, kv, kv, 0.5), {0, 2, 1, 3}), 2, 2); }
+  ValueId attend(ValueId q, ValueId kv) {
+    const ValueId v = number(0, 1) ? b_.unary("tanh", kv) : kv;
+    return b_.merge_dims(b_.transpose(b_.attention(q, kv, v, 0.5), {0, 2, 1, 3}), 2, 2);
+  }
   std::int64_t tokens(ValueId x) { return b_.shape(x)[1]; }
   ValueId& any() { return streams_[static_cast<std::size_t>(number(0, static_cast<int>(streams_.size()) - 1))]; }
 
