@@ -382,5 +382,23 @@ TEST(Engine, WhatLiesSideBySideIsReadUnderEveryName) {
   for (std::uint64_t seed : {0, 1}) EXPECT_LT(f.run_and_compare(g, HostInputs(g, seed)), 1e-6);
 }
 
+// Whoever stores a weight packs it as those that fetch it read it, also where it has nothing to do with it itself.
+TEST(Engine, GatheredWeightsAreReadAsTheyWerePackedElsewhere) {
+  Graph two;  // tokens, of which a third device has none
+  graph::Builder b(two, DType::f32);
+  auto x = b.input("x", {1, 2, 16}, DType::f32);
+  for (const char* key : {"a", "b", "c", "d"}) x = b.unary("silu", b.linear(x, b.weight(key, {16, 16})));
+  two.add_output("y", x);
+  for (const char* mesh : {"patch=2", "patch=3"})
+    for (const Graph& g : {small_unet(), two}) {
+      const auto normalised = graph::normalise(g);
+      for (const bool agree : {false, true}) {
+        Fixture f(normalised, options_for(mesh, sharding::Placement::gathered));
+        f.watch.formats_agree = agree;
+        EXPECT_LT(f.run_and_compare(normalised, HostInputs(normalised)), 1e-5) << mesh << " " << agree;
+      }
+    }
+}
+
 }  // namespace
 }  // namespace comfytp::test

@@ -18,6 +18,7 @@ namespace comfytp::test {
 /// Shared by the devices of one engine and the test.
 struct Watch {
   bool like_a_gpu = false;  ///< passes between heavy ops, a side queue that fetches are hoisted for
+  bool formats_agree = false;  ///< gathered weights are fetched as they were packed where they lie
   bool multiplies_in_fp8 = false;  ///< and so computes in f16 and bf16 too
   bool queues = false;      ///< calls can be queued; they run at once, but end at synchronize() alone
   bool breaks = false;      ///< queued calls that end from now on have failed
@@ -125,6 +126,7 @@ class ReferenceDevice final : public backend::HostDevice {
     }
     return std::make_unique<ReferenceKernel>(*this, node, in, out);
   }
+  bool formats_agree() const override { return watch_.formats_agree; }
   bool multiplies_in_fp8() const override { return watch_.multiplies_in_fp8; }
   graph::Fusion fusion() const override { return watch_.like_a_gpu ? graph::Fusion::passes : graph::Fusion::epilogues; }
   void* side_queue() const override { return watch_.like_a_gpu ? &watch_ : nullptr; }
