@@ -1,6 +1,7 @@
 #include "sharding/strategy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 
@@ -48,11 +49,17 @@ class Strategy {
 
   // Cuts some factors alike: `units` equal steps in proportion to the axis' shares.
   void cut(const std::vector<std::pair<int, int>>& members, std::int64_t units, int axis, const std::string& name, const std::string& what) {
+    constexpr double kFarOff = 0.1;
+    const auto& asked = mesh_.axes()[axis].shares;
     const auto parts = proportional_bounds(units, shares(axis));
     const auto sizes = sizes_of(parts);
     const bool even = std::adjacent_find(sizes.begin(), sizes.end(), std::not_equal_to<>()) == sizes.end();
-    if (!even && mesh_.axes()[axis].shares.empty())
+    if (!even && asked.empty())
       uneven_[fmt::format("{} {} over {} devices are uneven ({})", units, what, mesh_.axes()[axis].size, fmt::join(sizes, "+"))].push_back(name);
+    double off = 0;
+    for (std::size_t r = 0; r < asked.size(); ++r)
+      off = std::max(off, std::abs(static_cast<double>(sizes[r]) / static_cast<double>(units) - asked[r] / std::accumulate(asked.begin(), asked.end(), 0.0)));
+    if (off > kFarOff) uneven_[fmt::format("{} {} cannot be shared out as {}, and are {}", units, what, fmt::join(asked, ":"), fmt::join(sizes, "+"))].push_back(name);
     cut_at(parts, members, units, axis, name, what);
   }
 

@@ -189,6 +189,8 @@ TEST(Strategy, UnevenAndImpossibleCutsAreSaid) {
   };
   EXPECT_NE(notes_of("batch=2").find("batch=2"), std::string::npos);
   EXPECT_NE(notes_of("tensor=2").find("3 units over 2 devices are uneven (2+1)"), std::string::npos) << notes_of("tensor=2");
+  EXPECT_EQ(notes_of("tensor=2:1"), "") << "as asked";
+  EXPECT_NE(notes_of("tensor=5:1").find("3 units cannot be shared out as 5:1, and are"), std::string::npos) << notes_of("tensor=5:1");
   EXPECT_NE(notes_of("tensor=8").find("(1+1+1+0+0+0+0+0)"), std::string::npos) << notes_of("tensor=8");
 }
 
