@@ -168,7 +168,10 @@ int bench(const Options& options) {
   std::optional<double> predicted;
   planner::Exchanged exchanged;
   if (link) exchanged = exchanged_by(engine.report(*denoiser->compile(call)).at(0));
-  if (link) predicted = planner::predicted_seconds(median(seconds), exchanged, *link);
+  if (link) {
+    const auto card = card_of(plan.devices[only ? only->rank : 0]);
+    predicted = planner::predicted_seconds(median(seconds) + (card ? planner::fetching_seconds(*card, exchanged.fetched) : 0), exchanged, *link);
+  }
   const auto& axes = plan.mesh.axes();
   const bool shares = std::any_of(axes.begin(), axes.end(), [](const auto& axis) { return !axis.shares.empty(); });
   const auto& fp8 = engine.fp8_products(*compiled);
@@ -209,7 +212,7 @@ int bench(const Options& options) {
     if (only) fmt::print("        of one rank alone, which exchanges nothing\n");
     if (predicted)
       fmt::print("whole   {}, predicted and not measured: with what this rank exchanges over a link of {}{}{}\n", seconds_text(*predicted), link->to_string(),
-                 exchanged.fetches ? ", fetches of weights hidden as far as it computes" : "", shares ? "; a rank with a larger share may take longer" : "");
+                 exchanged.fetches ? ", fetches of weights beside what it computes" : "", shares ? "; a rank with a larger share may take longer" : "");
     if (fp8_error && *fp8_error != 0)
       fmt::print("error   {:.3g} of products in fp8, against decoded weights in bf16\n", *fp8_error);
     else if (fp8_error && fp8->linears > 0)

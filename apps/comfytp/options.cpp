@@ -4,6 +4,7 @@
 
 #include <charconv>
 
+#include "backend/library.h"
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "interrupt.h"
@@ -71,6 +72,11 @@ planner::Exchanged exchanged_by(const runtime::DeviceReport& device) {
     (fetch ? all.fetched : all.bytes) += c.bytes;
   }
   return all;
+}
+
+std::optional<planner::DeviceProfile> card_of(const backend::DeviceSpec& spec) {
+  if (spec.kind != "cuda") return {};
+  return planner::card(backend::cuda_library().devices().at(static_cast<std::size_t>(spec.index)).model);
 }
 
 void add_communicator(CLI::App& command, std::string& communicator) {

@@ -10,6 +10,7 @@
 #include "pipeline/denoiser.h"
 #include "planner/link.h"
 #include "planner/plan.h"
+#include "planner/profile.h"
 
 namespace comfytp::cli {
 
@@ -38,6 +39,8 @@ struct ModelOptions {
 void print_notes(const runtime::Engine& engine, const runtime::Compiled& compiled);
 /// What one rank of a step exchanges.
 planner::Exchanged exchanged_by(const runtime::DeviceReport& device);
+/// The rates of a GPU that is here, where its card is a well-known one.
+std::optional<planner::DeviceProfile> card_of(const backend::DeviceSpec& spec);
 /// --link, a text that planner::link_from takes.
 CLI::Option* add_link(CLI::App& command, std::optional<std::string>& link);
 

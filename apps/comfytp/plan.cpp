@@ -176,11 +176,11 @@ planner::Profile read_profile(const std::optional<std::string>& path) {
 // The rates are the profile's, else those of the card that is here.
 void predict(Rank& rank, const backend::DeviceSpec& spec, const runtime::DeviceReport& device, const planner::Link& link, DType compute,
              std::vector<std::string>& notes) {
-  auto known = rank.profile;
-  if (!known && spec.kind == "cuda") known = planner::card(backend::cuda_library().devices().at(static_cast<std::size_t>(spec.index)).model);
+  const auto known = rank.profile ? rank.profile : card_of(spec);
+  const auto exchanged = exchanged_by(device);
   const double alone = known ? planner::expected_seconds(*known, device.launches, compute) : 0;
   if (alone > 0)
-    rank.predicted_seconds = planner::predicted_seconds(alone, exchanged_by(device), link);
+    rank.predicted_seconds = planner::predicted_seconds(alone + planner::fetching_seconds(*known, exchanged.fetched), exchanged, link);
   else
     notes.push_back(fmt::format("no time is predicted, for the rates of {} are not known: --profile FILE says them", rank.name));
 }

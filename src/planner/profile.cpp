@@ -96,6 +96,10 @@ double expected_seconds(const DeviceProfile& device, const std::vector<Work>& la
   return seconds;
 }
 
+double fetching_seconds(const DeviceProfile& device, std::int64_t fetched_bytes) {
+  return device.bytes_per_second > 0 ? 2 * static_cast<double>(fetched_bytes) / (device.bytes_per_second * kReachedBytes) : 0;
+}
+
 double compute_seconds(const DeviceProfile& device, double flops, DType compute) {
   const double rate = compute == DType::f32 ? device.flops_f32 : device.flops_bf16;
   return rate > 0 ? flops / rate : 0;

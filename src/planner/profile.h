@@ -49,6 +49,10 @@ std::optional<DeviceProfile> card(const std::string& model);
 /// takes longer. 0 where the rates are not known.
 double expected_seconds(const DeviceProfile& device, const std::vector<Work>& launches, DType compute);
 
+/// By how much fetches of gathered weights lengthen a step beside them: what comes is written to memory, and about as much is read there for
+/// others. 0 where the rate is not known.
+double fetching_seconds(const DeviceProfile& device, std::int64_t fetched_bytes);
+
 /// Seconds that a device computes for at its rate in `compute`; 0 if that is not known.
 double compute_seconds(const DeviceProfile& device, double flops, DType compute);
 

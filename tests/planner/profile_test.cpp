@@ -48,6 +48,14 @@ TEST(Profile, ALaunchTakesWhatItsArithmeticOrItsMemoryTakes) {
   EXPECT_EQ(expected_seconds({}, {{1e13, 1000}}, DType::bf16), 0);
 }
 
+TEST(Profile, FetchesUseTheMemoryTwice) {
+  const auto h100 = *card("NVIDIA H100 80GB HBM3");
+  EXPECT_EQ(fetching_seconds(h100, 0), 0);
+  EXPECT_GT(fetching_seconds(h100, 1 << 30), 2.0 * (1 << 30) / h100.bytes_per_second);
+  EXPECT_DOUBLE_EQ(fetching_seconds(h100, 2 << 20), 2 * fetching_seconds(h100, 1 << 20));
+  EXPECT_EQ(fetching_seconds({}, 1 << 30), 0);
+}
+
 class BadProfile : public testing::TestWithParam<std::pair<const char*, const char*>> {};
 TEST_P(BadProfile, IsAnErrorNamingTheField) {
   try {
