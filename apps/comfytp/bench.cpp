@@ -167,10 +167,10 @@ int bench(const Options& options) {
   const auto stats = engine.stats();
   std::optional<double> predicted;
   planner::Exchanged exchanged;
-  if (link) exchanged = exchanged_by(engine.report(*denoiser->compile(call)).at(0));
   if (link) {
-    const auto card = card_of(plan.devices[only ? only->rank : 0]);
-    predicted = planner::predicted_seconds(median(seconds) + (card ? planner::fetching_seconds(*card, exchanged.fetched) : 0), exchanged, *link);
+    exchanged = exchanged_by(engine.report(*denoiser->compile(call)).at(0));
+    const auto card = card_of(plan.devices[only ? only->rank : 0]).value_or(planner::DeviceProfile());
+    predicted = planner::predicted_seconds(median(seconds) + planner::fetching_seconds(card, exchanged.fetched), exchanged, *link);
   }
   const auto& axes = plan.mesh.axes();
   const bool shares = std::any_of(axes.begin(), axes.end(), [](const auto& axis) { return !axis.shares.empty(); });

@@ -174,24 +174,14 @@ planner::Profile read_profile(const std::optional<std::string>& path) {
 }
 
 // The rates are the profile's, else those of the card that is here.
-void predict(Rank& rank, const backend::DeviceSpec& spec, const runtime::DeviceReport& device, const planner::Link& link, DType compute,
-             std::vector<std::string>& notes) {
+void predict(Rank& rank, const backend::DeviceSpec& spec, const runtime::DeviceReport& device, const planner::Exchanged& exchanged, const planner::Link& link,
+             DType compute, std::vector<std::string>& notes) {
   const auto known = rank.profile ? rank.profile : card_of(spec);
-  const auto exchanged = exchanged_by(device);
   const double alone = known ? planner::expected_seconds(*known, device.launches, compute) : 0;
   if (alone > 0)
     rank.predicted_seconds = planner::predicted_seconds(alone + planner::fetching_seconds(*known, exchanged.fetched), exchanged, link);
   else
     notes.push_back(fmt::format("no time is predicted, for the rates of {} are not known: --profile FILE says them", rank.name));
-}
-
-bool is_here(const backend::DeviceSpec& spec) {
-  if (spec.kind != "cuda") return true;
-  try {
-    return spec.index < static_cast<int>(backend::cuda_library().devices().size());
-  } catch (const Error&) {
-    return false;
-  }
 }
 
 int plan(const Options& options) {
@@ -202,20 +192,21 @@ int plan(const Options& options) {
   const auto compute = options.model.compute_choice();
   std::vector<Rank> ranks;
   for (const auto& name : planner::rank_names(plan.devices)) ranks.push_back({name, {}, {}, 0, 0, 0, 0});
-  // Nothing runs, so a GPU need not be there.
-  const auto open = [&](const backend::DeviceSpec& spec, int position, int count) {
-    try {
-      return backend::open_device(spec, position, count);
-    } catch (const Error& error) {
-      if (spec.kind != "cuda") throw;
-      ranks[static_cast<std::size_t>(position)].absent = error.what();
-      return backend::open_device({"cpu", position, 0}, position, count);
-    }
-  };
-  // A CPU that stands in for a GPU does not compute in f16; bf16 is as large.
+  // Nothing runs, so a GPU need not be there. A CPU that stands in for one does not compute in f16; bf16 is as large.
   auto sized = compute;
-  if (compute.dtype == DType::f16 && !std::all_of(plan.devices.begin(), plan.devices.end(), is_here)) sized.dtype = DType::bf16;
-  const auto denoiser = options.model.open(plan, sized, {}, open);
+  std::vector<std::unique_ptr<backend::Device>> opened;
+  for (std::size_t d = 0; d < ranks.size(); ++d) {
+    const int position = static_cast<int>(d), count = static_cast<int>(ranks.size());
+    try {
+      opened.push_back(backend::open_device(plan.devices[d], position, count));
+    } catch (const Error& error) {
+      if (plan.devices[d].kind != "cuda") throw;
+      ranks[d].absent = error.what();
+      opened.push_back(backend::open_device({"cpu", position, 0}, position, count));
+      if (sized.dtype == DType::f16) sized.dtype = DType::bf16;
+    }
+  }
+  const auto denoiser = options.model.open(plan, sized, {}, [&](const auto&, int position, int) { return std::move(opened[static_cast<std::size_t>(position)]); });
   const auto& unet = denoiser->checkpoint().unet;
   const auto call = options.call.call(unet);
   const auto compiled = denoiser->compile(call);
@@ -227,14 +218,12 @@ int plan(const Options& options) {
     if (profile.devices.contains(plan.devices[d].name()) || !rank.absent.empty()) rank.profile = planner::profile_of(plan.devices[d], profile);
     if (const auto limit = plan.devices[d].limit_bytes; limit && rank.needed > limit)
       notes.push_back(fmt::format("{} needs {}, more than its limit of {}", rank.name, bytes_text(rank.needed), bytes_text(limit)));
-    if (link) predict(rank, plan.devices[d], devices[d], *link, compute.dtype, notes);
-    if (!rank.profile) continue;
-    double sent = 0;
-    for (const auto& [kind, c] : devices[d].collectives) sent += static_cast<double>(c.bytes);
-    rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute.dtype);
     const auto exchanged = exchanged_by(devices[d]);
-    rank.link_seconds = link ? link->seconds(exchanged.collectives + exchanged.fetches, exchanged.bytes + exchanged.fetched)
-                             : sent / planner::link_bytes_per_second(profile);
+    if (link) predict(rank, plan.devices[d], devices[d], exchanged, *link, compute.dtype, notes);
+    if (!rank.profile) continue;
+    rank.compute_seconds = planner::compute_seconds(*rank.profile, devices[d].flops, compute.dtype);
+    rank.link_seconds = link.value_or(planner::Link{planner::link_bytes_per_second(profile), 0})
+                            .seconds(exchanged.collectives + exchanged.fetches, exchanged.bytes + exchanged.fetched);
     if (!rank.absent.empty())
       notes.push_back(fmt::format("{} is not here ({}): activations are what a cpu would take{}", rank.name, rank.absent,
                                   rank.profile->assumed ? "; its card is assumed, --profile FILE says which it is" : ""));

@@ -40,7 +40,7 @@ std::int64_t Assembly::offset_of(const Home& home) const {
 }
 
 bool Assembly::lies_behind(const Home& home, const Home& other, std::int64_t bytes) {
-  return home.block >= 0 && other.block >= 0 && root(home.block) == root(other.block) && offset_of(home) == offset_of(other) + bytes;
+  return root(home.block) == root(other.block) && offset_of(home) == offset_of(other) + bytes;
 }
 
 // Fetches that run aside are made a chunk of the weights ahead: when the first weight of a chunk is read, the next chunk begins to come. A

@@ -39,7 +39,7 @@ class Assembly {
   /// From now on, and for good, the block `part`, with all values in it, lies in block `whole`, `offset` bytes behind its beginning; false where it
   /// lies in another block already.
   bool lay_within(int part, int whole, std::int64_t offset);
-  /// `home` lies so many bytes behind `other`, and will wherever both are moved.
+  /// `home` lies so many bytes behind `other`, and will wherever both are moved. Both are in blocks.
   bool lies_behind(const Home& home, const Home& other, std::int64_t bytes);
   std::int64_t bytes_of(int block) const { return blocks_[static_cast<std::size_t>(block)].bytes; }
   void add(Phase phase, PendingLaunch launch);

@@ -227,12 +227,14 @@ class Lowering {
       end += value(id).type.shape[dim] * step;
       if (offsets.back() % kAlignment != 0) return false;
     }
+    const auto fits = [&](const Value& v) {  // it is as the concat has it, wherever it lies
+      return v.home.block >= 0 && !v.weight && v.phase == phase && v.stored == v.type.dtype && graph::same_memory(v.type.shape, v.order, order);
+    };
     const Value& first = value(node.inputs[0]);
     bool lies = true;
     for (std::size_t i = 0; lies && i < node.inputs.size(); ++i) {
       const Value& v = value(node.inputs[i]);
-      lies = !v.weight && v.phase == phase && v.stored == v.type.dtype && graph::same_memory(v.type.shape, v.order, order) &&
-             assembly_.lies_behind(v.home, first.home, offsets[i]);
+      lies = fits(v) && assembly_.lies_behind(v.home, first.home, offsets[i]);
     }
     if (lies) {
       value(node.outputs[0]) = {type, type.dtype, order, first.home, nullptr, phase};
@@ -245,9 +247,7 @@ class Lowering {
       const Value& v = value(node.inputs[i]);
       const auto bytes = v.type.bytes();
       if (bytes == 0) continue;
-      const bool alone = v.home.block >= 0 && !v.weight && v.home.offset == 0 && v.phase == phase && v.stored == v.type.dtype &&
-                         assembly_.bytes_of(v.home.block) == bytes &&
-                         graph::same_memory(v.type.shape, v.order, order);
+      const bool alone = fits(v) && v.home.offset == 0 && assembly_.bytes_of(v.home.block) == bytes;
       if (alone && assembly_.lay_within(v.home.block, whole.home.block, offsets[i])) any = true;
       else rest.push_back(i);
     }

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "graph/rewrites.h"
+#include "graph/rewrites/chains.h"
 #include "sharding/rule_query.h"
 
 namespace comfytp::sharding {
@@ -17,9 +18,7 @@ using graph::ValueId;
 
 using Pairs = std::map<std::size_t, std::size_t>;  // the second of two nodes, and the first
 
-bool is_light(const Node& node) {
-  return is_leaf(node) || graph::is(node, "slice") || graph::is(node, "transpose") || graph::is(node, "split_dim") || graph::is(node, "merge_dims");
-}
+bool is_light(const Node& node) { return is_leaf(node) || graph::is(node, "slice") || graph::is_view(node); }
 
 bool are_alike(const Graph& g, const Node& a, const Node& b) {
   const auto same = [&](const char* attribute) { return a.attrs.ints(attribute) == b.attrs.ints(attribute); };

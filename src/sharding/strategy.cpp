@@ -56,10 +56,11 @@ class Strategy {
     const bool even = std::adjacent_find(sizes.begin(), sizes.end(), std::not_equal_to<>()) == sizes.end();
     if (!even && asked.empty())
       uneven_[fmt::format("{} {} over {} devices are uneven ({})", units, what, mesh_.axes()[axis].size, fmt::join(sizes, "+"))].push_back(name);
+    const double all = std::accumulate(asked.begin(), asked.end(), 0.0);
     double off = 0;
-    for (std::size_t r = 0; r < asked.size(); ++r)
-      off = std::max(off, std::abs(static_cast<double>(sizes[r]) / static_cast<double>(units) - asked[r] / std::accumulate(asked.begin(), asked.end(), 0.0)));
-    if (off > kFarOff) uneven_[fmt::format("{} {} cannot be shared out as {}, and are {}", units, what, fmt::join(asked, ":"), fmt::join(sizes, "+"))].push_back(name);
+    for (std::size_t r = 0; r < asked.size(); ++r) off = std::max(off, std::abs(static_cast<double>(sizes[r]) / static_cast<double>(units) - asked[r] / all));
+    if (off > kFarOff)
+      uneven_[fmt::format("{} {} cannot be shared out as {}, and are {}", units, what, fmt::join(asked, ":"), fmt::join(sizes, "+"))].push_back(name);
     cut_at(parts, members, units, axis, name, what);
   }
 

@@ -78,16 +78,14 @@ class PassWriter {
     mapped(result) = g_.add("linear", inputs, attrs, linear.name);
   }
 
-  // The number of the first that is no cast.
-  static std::size_t first_step(const std::vector<Step>& steps) {
-    return static_cast<std::size_t>(std::find_if(steps.begin(), steps.end(), [](const Step& step) { return step.name != "cast"; }) - steps.begin());
-  }
-  // What stands behind the norm begins with a product with one vector for all rows, as of models that multiply in another dtype than they norm in.
-  bool begins_with_weight(const std::vector<Step>& post) const {
-    const auto s = first_step(post);
-    if (s == post.size() || post[s].name != "mul") return false;
-    const Shape &shape = graph_.type(post[s].operand).shape, &value = graph_.type(post[s].from).shape;
-    return !shape.empty() && shape.back() == value.back() && numel(shape) == shape.back();
+  // Where what stands behind the norm begins, but for casts, with a product with one vector for all rows, the product's number; else nothing. So do
+  // models that multiply in another dtype than they norm in.
+  std::optional<std::size_t> weight_step(const std::vector<Step>& post) const {
+    const auto first = std::find_if(post.begin(), post.end(), [](const Step& step) { return step.name != "cast"; });
+    if (first == post.end() || first->name != "mul") return {};
+    const Shape &shape = graph_.type(first->operand).shape, &value = graph_.type(first->from).shape;
+    if (shape.empty() || shape.back() != value.back() || numel(shape) != shape.back()) return {};
+    return static_cast<std::size_t>(first - post.begin());
   }
 
   // The step's operand as the pass takes it, behind the views that it does first.
@@ -155,10 +153,11 @@ class PassWriter {
       if (shifted) inputs.push_back(mapped(norm.inputs[2]));
     }
     std::size_t behind = 0;
-    if (affine.empty() && begins_with_weight(chain.post)) {
+    if (const auto weight = weight_step(chain.post); weight && affine.empty()) {
+      const ValueId operand = chain.post[*weight].operand;
       affine = "weight";
-      behind = 1 + first_step(chain.post);
-      inputs.push_back(vector(mapped(chain.post[behind - 1].operand), graph_.type(chain.post[behind - 1].operand).shape.size() - 1));
+      inputs.push_back(vector(mapped(operand), graph_.type(operand).shape.size() - 1));
+      behind = *weight + 1;
     }
     for (std::size_t s = behind; s < chain.post.size(); ++s) append(chain.post[s]);
     Attrs attrs = {{"pre", list(chain, chain.pre, early)},

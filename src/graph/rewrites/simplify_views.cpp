@@ -114,15 +114,19 @@ class Views {
   const std::string& name_;
 };
 
-// The node's value, of `type`, in its simplest form; -1 where the node is none of those simplified here. `own[i]`: nobody else reads input i.
-ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, const std::vector<bool>& own, const Type& type) {
+// The node's value, of `type`, in its simplest form; -1 where the node is none of those simplified here. `uses`: of the values before.
+ValueId simplified(Graph& g, const Node& node, const std::vector<ValueId>& in, const std::vector<int>& uses, const Type& type) {
   Views views(g, node.name);
   const auto& a = node.attrs;
   if (is(node, "transpose")) return views.transpose(in[0], a.ints("order"));
   if (is(node, "split_dim")) return views.split(in[0], a.integer("dim"), a.ints("sizes"));
   if (is(node, "merge_dims")) return views.merge(in[0], a.integer("dim"), a.integer("count"));
   if (is(node, "slice") && a.integer_or("step", 1) == 1) return views.slice(in[0], a.integer("dim"), {a.integer("start"), a.integer("stop")});
-  if (is(node, "concat")) return views.concat(in, own, a.integer("dim"));
+  if (is(node, "concat")) {
+    std::vector<bool> own;
+    for (ValueId id : node.inputs) own.push_back(uses[static_cast<std::size_t>(id)] == 1);
+    return views.concat(in, own, a.integer("dim"));
+  }
   if ((is(node, "expand") || is(node, "pad")) && g.type(in[0]).shape == type.shape) return in[0];
   if (is(node, "cast") && type.dtype == g.type(in[0]).dtype) return in[0];
   return -1;
@@ -137,9 +141,7 @@ std::optional<Graph> simplify_views(const Graph& graph) {
   Graph& g = rewriter.target;
   for (const auto& node : graph.nodes()) {
     const auto inputs = rewriter.mapped(node.inputs);
-    std::vector<bool> own;
-    for (ValueId id : node.inputs) own.push_back(uses[static_cast<std::size_t>(id)] == 1);
-    const ValueId value = simplified(g, node, inputs, own, graph.type(node.outputs[0]));
+    const ValueId value = simplified(g, node, inputs, uses, graph.type(node.outputs[0]));
     if (value < 0) {
       rewriter.keep(node);
       continue;
